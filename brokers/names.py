@@ -1,0 +1,25 @@
+"""Names of the objects on brokers: random, lowercase ASCII, written once, never reused.
+
+Nothing of a user or a file is in them. Everything of ours stands under `OBJECT_PREFIX`, so that orphans can be
+told from what other programs keep in the same place.
+"""
+
+from __future__ import annotations
+
+import re
+
+from brokers import entropy
+
+OBJECT_PREFIX = "cs/"
+MARKER_NAME = "cs-marker"
+_KEY = re.compile(r"cs/[0-9a-f]{2}/[0-9a-f]{32}\Z")
+
+
+def new_object_key() -> str:
+    """A fresh key, `cs/<2 hex>/<32 hex>`; 128 random bits make a repetition impossible in practice."""
+    name = entropy.token_hex(16)
+    return f"{OBJECT_PREFIX}{name[:2]}/{name}"
+
+
+def is_object_key(name: str) -> bool:
+    return _KEY.match(name) is not None

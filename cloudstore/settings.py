@@ -1,0 +1,237 @@
+"""Django settings. Values come from the environment and `.env`; `.env.example` explains each of them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from csp.constants import NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+
+from cloudstore.config import Config
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+config = Config(BASE_DIR / ".env")
+
+CLOUDSTORE_DATA = config.path("CLOUDSTORE_DATA", BASE_DIR / "var")
+# Secrets made by `manage.py init` live beside the data; the environment wins over them.
+SECRETS_FILE = config.path("CLOUDSTORE_SECRETS", CLOUDSTORE_DATA / "secrets.env")
+Config(SECRETS_FILE)
+
+DEBUG = config.flag("DEBUG", False)
+SECRET_KEY = config.text("SECRET_KEY")
+CLOUDSTORE_MASTER_KEYS = config.master_keys("CLOUDSTORE_MASTER_KEYS")
+HOST = config.text("HOST", "127.0.0.1")
+PORT = config.integer("PORT", 5000, low=1, high=65535)
+SITE_URL = config.url("SITE_URL", f"http://localhost:{PORT}", {"http", "https"})
+SECURE = SITE_URL.startswith("https://")
+ALLOWED_HOSTS = config.items(
+    "ALLOWED_HOSTS", sorted({"localhost", "127.0.0.1", "[::1]", urlsplit(SITE_URL).hostname or "localhost"})
+)
+
+INSTALLED_APPS = [
+    "whitelabel",
+    "accounts",
+    "brokers",
+    "replication",
+    "vfs",
+    "console",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "csp",
+    "rest_framework",
+    "drf_spectacular",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "cloudstore.urls"
+WSGI_APPLICATION = "cloudstore.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "whitelabel.context.brand",
+            ]
+        },
+    }
+]
+
+# Database: design rules of docs/architecture.md, "State". IMMEDIATE takes the write lock at BEGIN, so a
+# transaction that reads and then writes cannot lose an update; FULL keeps acknowledged commits at power loss.
+SQLITE_OPTIONS: dict[str, Any] = {
+    "transaction_mode": "IMMEDIATE",
+    "timeout": 30,
+    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;",
+}
+DATABASES = {"default": config.database("DATABASE_URL", f"sqlite:///{CLOUDSTORE_DATA / 'cloudstore.sqlite3'}")}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    DATABASES["default"].setdefault("OPTIONS", {}).update(SQLITE_OPTIONS)
+else:
+    DATABASES["default"].setdefault("CONN_MAX_AGE", 60)
+    DATABASES["default"].setdefault("CONN_HEALTH_CHECKS", True)
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_USER_MODEL = "accounts.User"
+LOGIN_URL = "accounts:sign-in"
+LOGIN_REDIRECT_URL = "vfs:dashboard"
+LOGOUT_REDIRECT_URL = "accounts:sign-in"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_I18N = True
+USE_TZ = True
+
+STATIC_URL = "/static/"
+STATIC_ROOT = CLOUDSTORE_DATA / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+# User bytes never touch this process's disk: the byte doors stream (vfs/upload.py). What is left to
+# Django's own parser is small forms.
+FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.MemoryFileUploadHandler"]
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
+
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_NAME = "__Host-session" if SECURE else "session"
+CSRF_COOKIE_NAME = "__Host-csrf" if SECURE else "csrf"
+CSRF_TRUSTED_ORIGINS = [SITE_URL]
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_SSL_REDIRECT = SECURE
+SECURE_HSTS_SECONDS = 31_536_000 if SECURE else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
+if config.flag("BEHIND_TLS_PROXY", False):
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "frame-ancestors": [NONE],
+    }
+}
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "accounts.authentication.TokenAuthentication",
+        "accounts.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "vfs.api.problems.exception_handler",
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+SPECTACULAR_SETTINGS = {"TITLE": "CloudStore", "VERSION": "1", "SERVE_INCLUDE_SCHEMA": False}
+
+# The queue (Redis protocol). Embedded by default: a Valkey child process on a unix socket.
+QUEUE_SOCKET = CLOUDSTORE_DATA / "queue" / "valkey.sock"
+REDIS_URL = config.url("REDIS_URL", f"redis+socket://{QUEUE_SOCKET}", {"redis", "rediss", "redis+socket", "unix"})
+EMBEDDED_QUEUE = REDIS_URL == f"redis+socket://{QUEUE_SOCKET}"
+CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 3600,
+    "unacked_restore_interval": 2,
+    "unacked_restore_throttle": 1,
+    "socket_connect_timeout": 2,
+    "socket_timeout": 30,
+}
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_PUBLISH_RETRY = False  # a hint that cannot be sent is dropped: the sweep finds the work anyway
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TIMEZONE = "UTC"
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+
+# brokers
+CLOUDSTORE_BROKERS: dict[str, str] = {}
+CLOUDSTORE_HEALTH_INTERVAL = config.integer("CLOUDSTORE_HEALTH_INTERVAL", 300, low=5, high=86_400)
+CLOUDSTORE_BLANK_DWELL = config.integer("CLOUDSTORE_BLANK_DWELL", 120, low=0, high=604_800)
+CLOUDSTORE_LOCAL_ROOTS = [CLOUDSTORE_DATA / "brokers", *map(Path, config.items("CLOUDSTORE_LOCAL_ROOTS", []))]
+# replication
+CLOUDSTORE_REPAIR_DWELL = timedelta(seconds=config.integer("CLOUDSTORE_REPAIR_DWELL", 900, low=0, high=2_592_000))
+CLOUDSTORE_TRIM_DWELL = timedelta(seconds=config.integer("CLOUDSTORE_TRIM_DWELL", 900, low=0, high=2_592_000))
+CLOUDSTORE_COLLECT_GRACE = timedelta(
+    seconds=config.integer("CLOUDSTORE_COLLECT_GRACE", 86_400, low=0, high=31_536_000)
+)
+CLOUDSTORE_ORPHAN_AGE = timedelta(seconds=config.integer("CLOUDSTORE_ORPHAN_AGE", 172_800, low=0, high=31_536_000))
+# vfs
+CLOUDSTORE_UPLOAD_EXPIRY = timedelta(seconds=config.integer("CLOUDSTORE_UPLOAD_EXPIRY", 3600, low=60, high=604_800))
+
+CELERY_BEAT_SCHEDULE = {
+    "poll-brokers": {"task": "brokers.tasks.poll_brokers", "schedule": 15.0},
+    "sweep": {"task": "replication.tasks.sweep", "schedule": 30.0},
+    "scrub": {"task": "replication.tasks.scrub", "schedule": 300.0},
+    "expire-uploads": {"task": "vfs.tasks.expire_uploads", "schedule": 60.0},
+    "collect": {"task": "replication.tasks.collect", "schedule": 120.0},
+}
+
+LOG_LEVEL = config.text("LOG_LEVEL", "INFO").upper()
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(levelname)s %(name)s %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": LOG_LEVEL},
+    "loggers": {
+        "django.server": {"handlers": ["console"], "level": "WARNING", "propagate": False},
+        "botocore": {"level": "WARNING"},
+    },
+}
+if LOG_LEVEL not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+    config.problems.append("LOG_LEVEL: use DEBUG, INFO, WARNING or ERROR")
+
+config.finish()
+if not SECRET_KEY or not CLOUDSTORE_MASTER_KEYS:
+    missing = [n for n in ("SECRET_KEY", "CLOUDSTORE_MASTER_KEYS") if not globals()[n]]
+    raise ImproperlyConfigured(
+        f"{' and '.join(missing)} not set: `make run` writes them to {SECRETS_FILE.name} in the data folder; "
+        "in production give them in the environment"
+    )

@@ -1,0 +1,61 @@
+"""What every test shares: the virtual clock, the strict log, the cast."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from brokers import clock as clock_module
+from tests.kit.clock import VirtualClock
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, so that a broken change is known early."""
+    items.sort(key=lambda item: bool(item.get_closest_marker("slow") or item.get_closest_marker("browser")))
+
+
+@pytest.fixture
+def clock() -> Iterator[VirtualClock]:
+    """The process's clock, moved by hand."""
+    virtual = VirtualClock()
+    before = clock_module.install(virtual)
+    yield virtual
+    clock_module.install(before)
+
+
+class _LogRecorder(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+        self.expected: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def unexpected(self) -> list[str]:
+        lines = [f"{r.levelname} {r.name}: {r.getMessage()}" for r in self.records]
+        return [line for line in lines if not any(part in line for part in self.expected)]
+
+
+@pytest.fixture(autouse=True)
+def strict_log() -> Iterator[_LogRecorder]:
+    """An unexpected WARNING (or worse) in the log fails the test."""
+    recorder = _LogRecorder()
+    root = logging.getLogger()
+    root.addHandler(recorder)
+    yield recorder
+    root.removeHandler(recorder)
+    unexpected = recorder.unexpected()
+    assert not unexpected, "unexpected log lines:\n" + "\n".join(unexpected)
+
+
+@pytest.fixture
+def expect_log(strict_log: _LogRecorder) -> Callable[..., None]:
+    """`expect_log("part", ...)`: warnings that contain a part belong to this test."""
+
+    def expect(*parts: str) -> None:
+        strict_log.expected.extend(parts)
+
+    return expect

@@ -1,0 +1,19 @@
+"""Settings of the test suite: the product's own, with throw-away secrets and a throw-away data folder."""
+
+import base64
+import os
+import tempfile
+
+os.environ.setdefault("SECRET_KEY", "tests-only-" + "k" * 50)
+os.environ.setdefault("CLOUDSTORE_MASTER_KEYS", "1:" + base64.b64encode(b"tests-only master key number one").decode())
+os.environ.setdefault("CLOUDSTORE_DATA", tempfile.mkdtemp(prefix="cloudstore-tests-"))
+os.environ.setdefault("CLOUDSTORE_SECRETS", "/nonexistent/secrets.env")
+
+from cloudstore.settings import *  # noqa: F403
+
+# A file, not :memory:, so that threads share it the way the product's do.
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):  # noqa: F405
+    DATABASES["default"]["TEST"] = {"NAME": str(CLOUDSTORE_DATA / "test.sqlite3")}  # noqa: F405
+STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}  # noqa: F405
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *PASSWORD_HASHERS]  # noqa: F405
+LOGGING["root"]["level"] = "DEBUG"  # noqa: F405
