@@ -1,0 +1,240 @@
+"""Where copies go, and what a segment needs: pure functions over plain values.
+
+No IO, no database, no clock: the caller says what is, these say what shall be done. The executor
+(replication/reconcile.py) re-validates each action against the rows when it acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from statistics import median
+
+from replication.models import Replica
+
+State = Replica.State
+
+# Kept free on every broker beside the object itself.
+HEADROOM = 64 * 1024 * 1024
+# A suspect that could not be looked at so often no longer counts, though its broker seems well.
+SUSPECT_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A broker as placement sees it. `counts`: its replicas count as copies (it is well, or its outage is
+    younger than the dwell). `available` in bytes, None where the provider won't say."""
+
+    id: int
+    domain: str
+    readable: bool = True
+    writable: bool = True
+    counts: bool = True
+    available: int | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """A replica as placement sees it."""
+
+    id: int
+    broker: int
+    state: str
+    verified_at: datetime | None = None
+    check_at: datetime | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    broker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    replica: int
+
+
+@dataclass(frozen=True, slots=True)
+class Doom:
+    replica: int
+    reason: str
+
+
+Action = Copy | Verify | Doom
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to do now; empty and not blocked means at rest. `blocked` says in words why the segment cannot
+    reach its copies yet; `again_at` when looking again is worth it, when that is known."""
+
+    actions: list[Action] = field(default_factory=list)
+    blocked: str = ""
+    again_at: datetime | None = None
+
+
+def choose(
+    targets: Iterable[Target],
+    count: int,
+    size: int,
+    uniform: Callable[[], float],
+    *,
+    taken_domains: Collection[str] = (),
+    tried: Collection[int] = (),
+) -> list[int]:
+    """Up to `count` brokers on distinct domains for an object of `size` bytes.
+
+    Drawn at random in proportion to weight x free space, without repetition of a domain (the keys of
+    Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006), so that load follows free space
+    without any memory. A broker that won't tell its space counts as the median of those that do. Returns fewer
+    than `count` when there are no more fitting domains."""
+    fitting = [
+        t
+        for t in targets
+        if t.writable
+        and t.id not in tried
+        and t.domain not in taken_domains
+        and (t.available is None or t.available >= size + HEADROOM)
+    ]
+    known = [t.available for t in fitting if t.available is not None]
+    typical = float(median(known)) if known else 1.0
+    keyed: list[tuple[float, int, Target]] = []
+    for t in fitting:
+        share = t.weight * (typical if t.available is None else float(t.available))
+        if share > 0:
+            keyed.append((max(uniform(), 1e-12) ** (1.0 / share_scaled(share, typical)), t.id, t))
+    keyed.sort(reverse=True, key=lambda item: item[:2])
+    chosen: list[int] = []
+    domains: set[str] = set()
+    for _key, _id, t in keyed:
+        if len(chosen) == count:
+            break
+        if t.domain not in domains:
+            chosen.append(t.id)
+            domains.add(t.domain)
+    return chosen
+
+
+def share_scaled(share: float, typical: float) -> float:
+    """A share relative to the typical one: the draw depends on ratios alone, and powers of 1/terabytes would
+    all round to one."""
+    return max(share / typical, 1e-9)
+
+
+def _counted(replicas: Iterable[Have], targets: Mapping[int, Target], now: datetime) -> dict[str, list[Have]]:
+    """The replicas that count as copies, by domain: STORED on a broker that counts, and SUSPECT ones that wait
+    for another look (an outage is never a loss)."""
+    by_domain: dict[str, list[Have]] = {}
+    for r in replicas:
+        target = targets[r.broker]
+        waiting = (
+            r.state == State.SUSPECT
+            and r.check_at is not None
+            and r.check_at > now
+            and r.attempts < SUSPECT_ATTEMPTS
+        )
+        if target.counts and (r.state == State.STORED or waiting):
+            by_domain.setdefault(target.domain, []).append(r)
+    return by_domain
+
+
+def plan(
+    wanted: int,
+    replicas: Sequence[Have],
+    targets: Mapping[int, Target],
+    *,
+    size: int,
+    now: datetime,
+    uniform: Callable[[], float],
+    trim_after: datetime,
+    fresh_since: datetime,
+) -> Plan:
+    """What one segment needs to have `wanted` copies on distinct domains.
+
+    Suspects are looked at before anything is copied; copies are made before anything is dropped; nothing is
+    dropped before `trim_after`, nor while a copy that stays was last proven before `fresh_since`. A plan
+    carried out and made again is empty."""
+    result = Plan()
+
+    # An attempt that nobody finished: the object may exist or not, so it goes, and its key with it.
+    result.actions += [Doom(r.id, "abandoned") for r in replicas if r.state == State.PLANNED]
+
+    due_suspects = [
+        r
+        for r in replicas
+        if r.state == State.SUSPECT and targets[r.broker].readable and (r.check_at is None or r.check_at <= now)
+    ]
+    result.actions += [Verify(r.id) for r in due_suspects]
+    if due_suspects:
+        return result
+
+    counted = _counted(replicas, targets, now)
+    if not any(r.state == State.STORED for r in replicas):
+        # Nothing good is left to copy from: a lost replica may have come back.
+        lost = [r for r in replicas if r.state == State.LOST and targets[r.broker].readable]
+        retry = [Verify(r.id) for r in lost if r.check_at is None or r.check_at <= now]
+        result.actions += retry
+        if not retry:
+            result.blocked = "no intact copy is known"
+        return result
+
+    missing = wanted - len(counted)
+    if missing > 0:
+        taken = {targets[r.broker].domain for r in replicas if r.state in Replica.LIVE and r.state != State.PLANNED}
+        chosen = choose(targets.values(), missing, size, uniform, taken_domains=taken)
+        result.actions += [Copy(broker) for broker in chosen]
+        if len(chosen) < missing:
+            result.blocked = f"{wanted} copies need {missing - len(chosen)} more healthy domain(s) with space"
+        return result
+
+    waits = [r.check_at for r in replicas if r.state == State.SUSPECT and r.check_at is not None]
+    if waits:
+        result.blocked, result.again_at = "a suspect copy waits for another look", min(waits)
+        return result
+
+    # The copies stand: what is proven lost goes, then what is too many.
+    result.actions += [Doom(r.id, "replaced") for r in replicas if r.state == State.LOST]
+    _trim(result, wanted, counted, targets, now, trim_after, fresh_since)
+    return result
+
+
+def _trim(
+    result: Plan,
+    wanted: int,
+    counted: Mapping[str, list[Have]],
+    targets: Mapping[int, Target],
+    now: datetime,
+    trim_after: datetime,
+    fresh_since: datetime,
+) -> None:
+    """Drop what is beyond `wanted`, and second copies within one domain."""
+
+    known = [t.available for t in targets.values() if t.available is not None]
+    typical = float(median(known)) if known else 1.0
+
+    def worth(r: Have) -> tuple[bool, bool, float, int]:
+        t = targets[r.broker]
+        space = t.weight * (typical if t.available is None else float(t.available))
+        return (t.readable, t.writable, space, -r.id)
+
+    best = [max(rs, key=worth) for rs in counted.values()]
+    best.sort(key=worth, reverse=True)
+    keep = best[:wanted]
+    kept_ids = {r.id for r in keep}
+    extra = [r for rs in counted.values() for r in rs if r.id not in kept_ids]
+    if not extra:
+        return
+    if not all(targets[r.broker].readable for r in keep):
+        result.blocked = "a copy too many stays until the others can be read"
+        return
+    if trim_after > now:
+        result.blocked, result.again_at = "a copy too many stays for the dwell time", trim_after
+        return
+    stale = [r for r in keep if r.verified_at is None or r.verified_at < fresh_since]
+    if stale:
+        result.actions += [Verify(r.id) for r in stale]
+        return
+    result.actions += [Doom(r.id, "too many") for r in extra]

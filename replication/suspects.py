@@ -1,0 +1,123 @@
+"""Doubt about one replica: from the read that raised it to the proof, one way or the other.
+
+A missing object is believed at once when it stands alone. When many objects of one broker are missing at the
+same time, something happened to the broker rather than to the objects: nothing is believed before a dwell.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+from django.db import transaction
+
+from brokers import clock
+from brokers.errors import BrokerError, Corrupt, NotFound, RangeError
+from brokers.health import note_failure, poll
+from brokers.models import Broker
+from replication import targets, tasks, transfer
+from replication.models import Event, Replica, Segment
+
+log = logging.getLogger(__name__)
+State = Replica.State
+
+# So many missing at once, and at least this part of the broker's replicas, are an incident of the broker.
+INCIDENT_COUNT = 20
+INCIDENT_PART = 0.05
+# A poll so young proves that the broker's place is the right one.
+POLL_AGE = timedelta(seconds=15)
+RETRY = timedelta(seconds=30)
+RETRY_MOST = timedelta(minutes=30)
+
+
+def suspect(replica_id: int, reason: str) -> bool:
+    """STORED -> SUSPECT, due for a look at once. Idempotent; True when this call did it."""
+    now = clock.now()
+    with transaction.atomic():
+        changed = Replica.objects.filter(pk=replica_id, state=State.STORED).update(
+            state=State.SUSPECT, reason=reason, check_at=now, attempts=0
+        )
+        if changed:
+            rows = Segment.objects.filter(replicas=replica_id)
+            rows.update(check_at=now, blocked="", attempts=0)
+            ids = list(rows.values_list("pk", flat=True))
+    if changed:
+        log.info("replica %s is suspect: %s", replica_id, reason)
+        for pk in ids:
+            tasks.hint_segment(pk)
+    return bool(changed)
+
+
+def verify(replica: Replica, segment: Segment) -> str:
+    """Re-read one replica whole and settle its state: -> the state it has now.
+
+    Proven: STORED with a new `verified_at`. Proven otherwise: LOST. No answer: its state stays, and the next
+    look moves away (an outage is never a loss). Outside any transaction; safe to repeat."""
+    broker = replica.broker
+    try:
+        transfer.fetch_whole(broker, replica.locator or replica.key, segment.sealed_size, segment.checksum)
+    except (NotFound, Corrupt, RangeError) as error:
+        return _disproven(replica, error)
+    except BrokerError as error:
+        note_failure(broker.pk, error)
+        return _postpone(replica, error.code)
+    now = clock.now()
+    Replica.objects.filter(pk=replica.pk, state__in=(State.STORED, State.SUSPECT, State.LOST)).update(
+        state=State.STORED, reason="", verified_at=now, check_at=None, attempts=0
+    )
+    return State.STORED
+
+
+def _disproven(replica: Replica, error: BrokerError) -> str:
+    """The broker answered, and the bytes are not there. Believe it when the broker is surely the right one."""
+    now = clock.now()
+    broker = Broker.objects.get(pk=replica.broker_id)
+    if broker.checked_at is None or now - broker.checked_at > POLL_AGE:
+        broker = poll(broker.pk)
+    if not broker.readable:
+        return _postpone(replica, error.code)
+    if isinstance(error, NotFound):
+        dwell_over = replica.attempts > 0 and replica.reason == NotFound.code
+        if not dwell_over and _incident(replica):
+            return _postpone(replica, error.code, targets.repair_dwell())
+    with transaction.atomic():
+        changed = Replica.objects.filter(pk=replica.pk, state__in=(State.STORED, State.SUSPECT)).update(
+            state=State.LOST, reason=error.code, check_at=now + RETRY_MOST, attempts=0
+        )
+        if changed:
+            Event.objects.create(
+                kind="lost", content=replica.segment.content_id, broker_id=broker.pk, detail=error.code
+            )
+            Segment.objects.filter(pk=replica.segment_id).update(check_at=now, blocked="", attempts=0)
+        else:
+            Replica.objects.filter(pk=replica.pk, state=State.LOST).update(check_at=now + RETRY_MOST)
+    if changed:
+        log.info("replica %s on %s is lost: %s", replica.pk, broker.name, error.code)
+    return State.LOST
+
+
+def _incident(replica: Replica) -> bool:
+    """Whether so many objects of the broker are missing at once that it is the broker's incident."""
+    of_broker = Replica.objects.filter(broker=replica.broker_id)
+    missing = of_broker.filter(state__in=(State.SUSPECT, State.LOST), reason=NotFound.code).count()
+    if missing < INCIDENT_COUNT:
+        return False
+    stored = of_broker.filter(state=State.STORED).count()
+    if missing < INCIDENT_PART * (stored + missing):
+        return False
+    log.info("%s objects of %s are missing at once; they count as an outage for the dwell", missing, replica.broker)
+    return True
+
+
+def _postpone(replica: Replica, reason: str, wait: timedelta | None = None) -> str:
+    """Look again later. A STORED replica becomes SUSPECT only for what speaks of the object itself."""
+    about_object = reason in (NotFound.code, Corrupt.code, RangeError.code)
+    state = State.SUSPECT if replica.state == State.STORED and about_object else State(replica.state)
+    later = clock.now() + (wait or min(RETRY * 2 ** min(replica.attempts, 10), RETRY_MOST))
+    with transaction.atomic():
+        Replica.objects.filter(pk=replica.pk, state=replica.state).update(
+            state=state, reason=reason, check_at=later, attempts=replica.attempts + 1
+        )
+        if state == State.SUSPECT:
+            Segment.objects.filter(pk=replica.segment_id, check_at__isnull=True).update(check_at=later)
+    return state

@@ -1,0 +1,348 @@
+"""Writing a content: cut into segments, seal, place, put on W brokers, hand off when one fails.
+
+The request thread alone reads the body, hashes it and touches the database; sealing and puts run on the pool
+(replication/transfer.py). Intent before effect: a segment's rows and object keys are committed before its first
+put. At most `WINDOW` segments of one content are under way, and `_slots` bounds those of the whole process, so
+that memory does not grow with the number of uploads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import transaction
+
+from brokers import clock, entropy
+from brokers.driver import Buffer
+from brokers.errors import BrokerError, Timeout
+from brokers.health import note_failure
+from brokers.models import Broker
+from brokers.names import new_object_key
+from replication import placement, policy, targets, transfer
+from replication.errors import StateConflict, WriteRefused
+from replication.keys import content_key
+from replication.models import Content, Replica, Segment
+from replication.seal import SEGMENT_SIZE, Sealed, seal, sealed_size
+
+# Segments of one content whose puts are under way while the next one fills.
+WINDOW = 3
+# The same over all contents of this process: each holds one object (8 MiB).
+PROCESS_WINDOW = 8
+
+# How long a put that timed out may still be under way at the provider.
+LATE_PUT = timedelta(minutes=5)
+
+_slots = threading.BoundedSemaphore(PROCESS_WINDOW)
+
+
+@dataclass(slots=True)
+class _Put:
+    """One attempt to store a segment on one broker."""
+
+    broker: Broker
+    key: str
+    replica_id: int
+    future: Future[str] | None = None
+    locator: str = ""
+    stored: bool = False
+    failed: str = ""
+
+
+@dataclass(slots=True)
+class _Job:
+    """A segment under way."""
+
+    segment_id: int
+    size: int
+    wanted: int
+    sealing: Future[Sealed] | None
+    puts: list[_Put] = field(default_factory=list)
+    header: bytes = b""
+    checksum: str = ""
+    holds_slot: bool = True
+
+    def stored(self) -> int:
+        return sum(put.stored for put in self.puts)
+
+    def pending(self) -> list[Future[Any]]:
+        running: list[Future[Any]] = [put.future for put in self.puts if put.future is not None]
+        return [*running, self.sealing] if self.sealing else running
+
+    def done(self) -> bool:
+        return all(future.done() for future in self.pending())
+
+
+class Written:
+    """The outcome of a writer: every byte is durable on `copies` brokers per segment, at least. `record()`
+    writes down what the puts came to; `contents.seal` calls it in the transaction that seals."""
+
+    def __init__(
+        self, size: int, sha256: str, segments: int, copies: int, wanted: int, jobs: Iterable[_Job]
+    ) -> None:
+        self.size = size
+        self.sha256 = sha256
+        self.segments = segments
+        self.copies = copies
+        self.wanted = wanted
+        self._jobs = list(jobs)
+
+    def record(self) -> None:
+        _record(self._jobs)
+
+
+def _record(jobs: Iterable[_Job]) -> None:
+    """Write the outcome of finished segments into their rows, in the caller's transaction. A segment with
+    fewer copies than wanted becomes due for the reconciler."""
+    now = clock.now()
+    segments, replicas = [], []
+    for job in jobs:
+        due = now if job.stored() < job.wanted else None
+        segments.append(Segment(pk=job.segment_id, checksum=job.checksum, header=job.header, check_at=due))
+        for put in job.puts:
+            if put.stored:
+                replicas.append(
+                    Replica(
+                        pk=put.replica_id,
+                        state=Replica.State.STORED,
+                        locator=put.locator,
+                        stored_at=now,
+                        verified_at=now,
+                        reason="",
+                    )
+                )
+            else:
+                # The object may exist all the same, so its key stays known until it is surely gone.
+                replicas.append(
+                    Replica(
+                        pk=put.replica_id,
+                        state=Replica.State.DOOMED,
+                        reason=put.failed or "abandoned",
+                        check_at=delete_after(put.failed),
+                    )
+                )
+    Segment.objects.bulk_update(segments, ["checksum", "header", "check_at"])
+    Replica.objects.bulk_update(replicas, ["state", "locator", "stored_at", "verified_at", "reason", "check_at"])
+
+
+def delete_after(failure: str) -> datetime | None:
+    """When the object of a failed put may be deleted: a put that timed out may still land, so it is left to
+    end first. None means now."""
+    return clock.now() + LATE_PUT if failure == Timeout.code else None
+
+
+class ContentWriter:
+    """Streams bytes into an OPEN content. For one thread, outside any transaction.
+
+    Raises WriteRefused, at the start before any byte is taken, when fewer healthy domains than the
+    acknowledgement needs take writes (fewer are enough when the policy allows degraded writes), and later when
+    brokers fail and no other can take over."""
+
+    def __init__(self, content: Content, *, expected_size: int | None = None) -> None:
+        self.content = content
+        self.expected_size = expected_size
+        self._key = content_key(content)
+        rules = policy.current()
+        self.wanted = policy.copies_of(content, rules)
+        self._brokers = {b.pk: b for b in Broker.objects.all()}
+        self._targets = targets.load(self._brokers.values())
+        self._out: set[int] = set()  # brokers that failed this content
+        self.acknowledge = policy.acknowledged_after(self.wanted, rules)
+        reachable = len(self._choose(self.wanted, SEGMENT_SIZE))
+        if reachable < self.acknowledge:
+            if not (rules.allow_degraded and reachable):
+                raise WriteRefused(self._refusal(reachable))
+            self.acknowledge = reachable
+        self._allow_degraded = rules.allow_degraded
+        self._sha256 = hashlib.sha256()
+        self._buffer = bytearray()
+        self._size = 0
+        self._position = 0
+        self._jobs: deque[_Job] = deque()
+        self._done: list[_Job] = []
+        self._least = self.acknowledge
+        self._closed = False
+
+    # -- the public face ------------------------------------------------------------------------------
+
+    def write(self, data: Buffer) -> None:
+        """Take the next bytes, in pieces of any size. Raises WriteRefused; the writer is then of no more use
+        and `abort()` should follow."""
+        view = memoryview(data)
+        self._sha256.update(view)
+        while len(view):
+            room = SEGMENT_SIZE - len(self._buffer)
+            if room == 0:
+                self._flush(last=False)
+                continue
+            self._buffer += view[:room]
+            self._size += min(room, len(view))
+            view = view[room:]
+
+    def finish(self) -> Written:
+        """Wait until every byte stands on enough brokers. Raises WriteRefused. Nothing is visible before
+        `contents.seal` is called with what this returns."""
+        if self._buffer or self._position == 0:
+            self._flush(last=True)
+        while self._jobs:
+            self._settle(self._jobs.popleft())
+        self._closed = True
+        return Written(
+            self._size, self._sha256.hexdigest(), self._position, self._least, self.wanted, self._done
+        )
+
+    def abort(self) -> None:
+        """Give up: waits for puts under way, so that the collector meets none of them. Idempotent."""
+        self._closed = True
+        self._buffer = bytearray()
+        while self._jobs:
+            job = self._jobs.popleft()
+            wait(job.pending())
+            self._free(job)
+
+    # -- segments -------------------------------------------------------------------------------------
+
+    def _choose(self, count: int, size: int, tried: Iterable[int] = (), domains: Iterable[str] = ()) -> list[int]:
+        return placement.choose(
+            self._targets.values(),
+            count,
+            sealed_size(size),
+            entropy.uniform,
+            taken_domains=set(domains),
+            tried=self._out | set(tried),
+        )
+
+    def _flush(self, *, last: bool) -> None:
+        """Plan the filled buffer as the next segment and set its puts going."""
+        self._take_slot()
+        plain, self._buffer = self._buffer, bytearray()
+        job = None
+        try:
+            job = self._start(plain, last=last)
+        finally:
+            if job is None:
+                _slots.release()
+        self._jobs.append(job)
+
+    def _start(self, plain: bytearray, *, last: bool) -> _Job:
+        size, position, offset = len(plain), self._position, self._size - len(plain)
+        chosen = self._choose(self.acknowledge, size)
+        least = 1 if self._allow_degraded else self.acknowledge
+        if len(chosen) < least:
+            raise WriteRefused(self._refusal(len(chosen)))
+        with transaction.atomic():
+            finished, self._done = self._done, []
+            _record(finished)
+            segment = Segment.objects.create(
+                content=self.content,
+                position=position,
+                offset=offset,
+                size=size,
+                sealed_size=sealed_size(size),
+            )
+            puts = [self._plan(segment.pk, broker) for broker in chosen]
+        self._position += 1
+        content = self.content
+        sealing = transfer.pool().submit(
+            seal,
+            self._key,
+            plain,
+            content_id=content.pk,
+            position=position,
+            offset=offset,
+            last=last,
+            key_version=content.key_version,
+            wrapped_key=bytes(content.wrapped_key),
+        )
+        for put in puts:
+            put.future = transfer.pool().submit(_seal_then_put, sealing, put.broker, put.key)
+        return _Job(segment.pk, size, self.wanted, sealing, puts)
+
+    def _plan(self, segment_id: int, broker_id: int) -> _Put:
+        key = new_object_key()
+        row = Replica.objects.create(segment_id=segment_id, broker_id=broker_id, key=key)
+        return _Put(self._brokers[broker_id], key, row.pk)
+
+    def _settle(self, job: _Job) -> None:
+        """Wait for a segment, handing off what failed, until it stands on enough brokers."""
+        sealing = job.sealing
+        if sealing is None:
+            raise StateConflict("the segment is settled already")
+        try:
+            while True:
+                self._gather(job)
+                short = self.acknowledge - job.stored()
+                if short <= 0:
+                    break
+                if not self._hand_off(job, sealing, short):
+                    if self._allow_degraded and job.stored():
+                        break
+                    raise WriteRefused(self._refusal(job.stored()))
+            sealed = sealing.result()
+            job.header, job.checksum = sealed.header, sealed.checksum
+        finally:
+            wait(job.pending())
+            job.sealing = None
+            self._free(job)
+        self._least = min(self._least, job.stored())
+        self._done.append(job)
+
+    def _gather(self, job: _Job) -> None:
+        for put in job.puts:
+            if put.future is None:
+                continue
+            try:
+                put.locator = put.future.result()
+                put.stored = True
+            except BrokerError as error:
+                put.failed = error.code
+                self._out.add(put.broker.pk)
+                note_failure(put.broker.pk, error)
+            put.future = None
+
+    def _hand_off(self, job: _Job, sealing: Future[Sealed], short: int) -> bool:
+        """Choose other brokers for the copies that failed: -> whether there were any."""
+        domains = {put.broker.domain for put in job.puts if put.stored}
+        chosen = self._choose(short, job.size, tried={put.broker.pk for put in job.puts}, domains=domains)
+        if not chosen:
+            return False
+        with transaction.atomic():
+            puts = [self._plan(job.segment_id, broker) for broker in chosen]
+        for put in puts:
+            put.future = transfer.pool().submit(_seal_then_put, sealing, put.broker, put.key)
+        job.puts += puts
+        return True
+
+    # -- bounds ---------------------------------------------------------------------------------------
+
+    def _take_slot(self) -> None:
+        """Wait for room for one more segment. What this writer has under way is settled first: only its own
+        thread can hand it off, so waiting for others while holding slots could wait for ever."""
+        while self._jobs and (len(self._jobs) >= WINDOW or self._jobs[0].done()):
+            self._settle(self._jobs.popleft())
+        while not _slots.acquire(blocking=not self._jobs):
+            self._settle(self._jobs.popleft())
+
+    @staticmethod
+    def _free(job: _Job) -> None:
+        if job.holds_slot:
+            job.holds_slot = False
+            _slots.release()
+
+    def _refusal(self, healthy: int) -> str:
+        return (
+            f"{self.acknowledge} brokers on distinct domains must take the bytes before they are acknowledged, "
+            f"and {healthy} can now; try again when the brokers are well"
+        )
+
+
+def _seal_then_put(sealing: Future[Sealed], broker: Broker, key: str) -> str:
+    sealed = sealing.result()
+    return transfer.put(broker, key, sealed.data, sealed.checksum)
+
