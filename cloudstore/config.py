@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import logging
 import os
+import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +21,12 @@ from urllib.parse import urlsplit
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
+BASE_DIR = Path(__file__).resolve().parent.parent
 MASTER_KEY_BYTES = 32
+# What a unix socket's path may be: the system's limit is 107 bytes (103 on macOS), and kombu takes the path
+# out of a URL without decoding it.
+PLAIN_SOCKET_PATH = re.compile(r"/[A-Za-z0-9/._-]{1,98}")
+ENV_LINE = re.compile(r"\s*(export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=")
 
 
 def parse_master_keys(text: str) -> dict[int, bytes]:
@@ -41,15 +50,56 @@ def parse_master_keys(text: str) -> dict[int, bytes]:
     return keys
 
 
+def queue_socket(data: Path) -> Path:
+    """Where the embedded queue of this data folder listens: in the folder, or, when its path is too long or
+    too strange for a socket, in a private folder under /tmp that only the path decides."""
+    socket = data / "queue" / "valkey.sock"
+    if PLAIN_SOCKET_PATH.fullmatch(str(socket)):
+        return socket
+    digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
+    return Path(f"/tmp/cloudstore-{os.getuid()}-{digest}/valkey.sock")  # noqa: S108 - supervise checks it
+
+
+class _EnvFile(environ.Env):
+    """Parses one file of NAME=VALUE lines into its own dictionary."""
+
+    ENVIRON: dict[str, str] = {}
+
+
 class Config:
-    """Reads typed values from the environment; `finish()` raises one error that names every wrong one."""
+    """Reads typed values from the environment; `finish()` raises one error that names every wrong one.
+
+    A file's value counts where the environment gives none, or an empty one.
+    """
 
     def __init__(self, *env_files: Path) -> None:
         self.env = environ.Env()
         self.problems: list[str] = []
         for path in env_files:
-            if path.is_file():
-                environ.Env.read_env(path)
+            self.read_file(path)
+
+    def read_file(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        _EnvFile.ENVIRON = {}
+        log = logging.getLogger("environ.environ")
+        silent, log.disabled = log.disabled, True  # it would quote the line that it does not understand
+        try:
+            text = path.read_text(encoding="utf-8")
+            _EnvFile.read_env(path, encoding="utf-8")
+        except OSError as error:
+            self.problems.append(f"{path} cannot be read: {error.strerror}")
+        except UnicodeDecodeError:
+            self.problems.append(f"{path} is not UTF-8 text")
+        else:
+            for number, line in enumerate(text.splitlines(), 1):
+                if line.strip() and not line.lstrip().startswith("#") and not ENV_LINE.match(line):
+                    self.problems.append(f"{path.name} line {number} is not NAME=VALUE")
+        finally:
+            log.disabled = silent
+        for name, value in _EnvFile.ENVIRON.items():
+            if not os.environ.get(name):
+                os.environ[name] = value
 
     def _read(self, name: str, parse: Callable[[str], Any], default: Any) -> Any:
         raw = os.environ.get(name, "")
@@ -90,23 +140,54 @@ class Config:
 
         return int(self._read(name, parse, default))
 
-    def path(self, name: str, default: Path) -> Path:
-        return Path(self._read(name, lambda raw: Path(raw).expanduser().resolve(), default))
+    def seconds(self, name: str, default: int, *, low: int, high: int) -> timedelta:
+        return timedelta(seconds=self.integer(name, default, low=low, high=high))
 
-    def database(self, name: str, default: str) -> dict[str, Any]:
+    def path(self, name: str, default: Path) -> Path:
+        """A path; a relative one counts from the project's folder, wherever the command was started."""
+
+        def parse(raw: str) -> Path:
+            try:
+                return (BASE_DIR / Path(raw).expanduser()).resolve()
+            except (RuntimeError, OSError) as error:
+                raise ValueError(str(error)) from None
+
+        return Path(self._read(name, parse, default))
+
+    def choice(self, name: str, default: str, words: set[str]) -> str:
+        def parse(raw: str) -> str:
+            if raw.upper() not in words:
+                raise ValueError(f"{raw!r} is not one of {', '.join(sorted(words))}")
+            return raw.upper()
+
+        return str(self._read(name, parse, default))
+
+    def database(self, name: str, default: Path) -> dict[str, Any]:
+        """Django's settings of the database; without a value an SQLite file at `default`."""
+
         def parse(raw: str) -> dict[str, Any]:
-            found = dict(self.env.db_url_config(raw))
-            engine = found.get("ENGINE", "")
-            if engine not in {"django.db.backends.sqlite3", "django.db.backends.postgresql"}:
-                raise ValueError("use sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
+            hint = "use sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME"
+            try:
+                found = dict(self.env.db_url_config(raw))
+            except Exception:  # noqa: BLE001 - whatever it is, it may quote the URL with its password
+                raise ValueError(hint) from None
+            if found.get("ENGINE") == "django.db.backends.sqlite3" and found.get("NAME") not in {"", None}:
+                if found["NAME"] != ":memory:":
+                    found["NAME"] = str(BASE_DIR / Path(found["NAME"]).expanduser())
+            elif found.get("ENGINE") != "django.db.backends.postgresql" or not found.get("NAME"):
+                raise ValueError(hint)
             return found
 
-        return dict(self._read(name, parse, None) or parse(default))
+        sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(default)}
+        return dict(self._read(name, parse, sqlite))
 
     def url(self, name: str, default: str, schemes: set[str]) -> str:
         def parse(raw: str) -> str:
-            if urlsplit(raw).scheme not in schemes:
+            parts = urlsplit(raw)
+            if parts.scheme not in schemes:
                 raise ValueError(f"use one of {', '.join(sorted(schemes))} as the scheme")
+            if not parts.hostname and not parts.path.strip("/"):
+                raise ValueError("names no host")
             return raw.rstrip("/")
 
         return str(self._read(name, parse, default))
@@ -117,3 +198,15 @@ class Config:
     def finish(self) -> None:
         if self.problems:
             raise ImproperlyConfigured("wrong configuration:\n  " + "\n  ".join(self.problems))
+
+
+def load() -> tuple[Config, Path, Path]:
+    """-> (configuration, data folder, secrets' file), with `.env` and the secrets' file read.
+
+    ENV_FILE, in the environment only, names another file than the project's `.env`.
+    """
+    config = Config(BASE_DIR / (os.environ.get("ENV_FILE") or ".env"))
+    data = config.path("CLOUDSTORE_DATA", BASE_DIR / "var")
+    secrets = config.path("CLOUDSTORE_SECRETS", data / "secrets.env")
+    config.read_file(secrets)
+    return config, data, secrets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,21 +9,18 @@ from urllib.parse import urlsplit
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
-from cloudstore.config import Config
+from cloudstore.config import BASE_DIR, load, queue_socket
 
-BASE_DIR = Path(__file__).resolve().parent.parent
-config = Config(BASE_DIR / ".env")
-
-CLOUDSTORE_DATA = config.path("CLOUDSTORE_DATA", BASE_DIR / "var")
-# Secrets made by `manage.py init` live beside the data; the environment wins over them.
-SECRETS_FILE = config.path("CLOUDSTORE_SECRETS", CLOUDSTORE_DATA / "secrets.env")
-Config(SECRETS_FILE)
+# The secrets' file is made by `python -m cloudstore.secretfile`; the environment wins over it.
+config, CLOUDSTORE_DATA, SECRETS_FILE = load()
 
 DEBUG = config.flag("DEBUG", False)
 SECRET_KEY = config.text("SECRET_KEY")
 CLOUDSTORE_MASTER_KEYS = config.master_keys("CLOUDSTORE_MASTER_KEYS")
 HOST = config.text("HOST", "127.0.0.1")
 PORT = config.integer("PORT", 5000, low=1, high=65535)
+WEB_THREADS = config.integer("WEB_THREADS", 16, low=1, high=256)
+WORKER_PROCESSES = config.integer("WORKER_PROCESSES", 2, low=1, high=64)
 SITE_URL = config.url("SITE_URL", f"http://localhost:{PORT}", {"http", "https"})
 SECURE = SITE_URL.startswith("https://")
 ALLOWED_HOSTS = config.items(
@@ -87,7 +83,7 @@ SQLITE_OPTIONS: dict[str, Any] = {
     "timeout": 30,
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;",
 }
-DATABASES = {"default": config.database("DATABASE_URL", f"sqlite:///{CLOUDSTORE_DATA / 'cloudstore.sqlite3'}")}
+DATABASES = {"default": config.database("DATABASE_URL", CLOUDSTORE_DATA / "cloudstore.sqlite3")}
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     DATABASES["default"].setdefault("OPTIONS", {}).update(SQLITE_OPTIONS)
 else:
@@ -168,17 +164,22 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {"TITLE": "CloudStore", "VERSION": "1", "SERVE_INCLUDE_SCHEMA": False}
 
 # The queue (Redis protocol). Embedded by default: a Valkey child process on a unix socket.
-QUEUE_SOCKET = CLOUDSTORE_DATA / "queue" / "valkey.sock"
-REDIS_URL = config.url("REDIS_URL", f"redis+socket://{QUEUE_SOCKET}", {"redis", "rediss", "redis+socket", "unix"})
-EMBEDDED_QUEUE = REDIS_URL == f"redis+socket://{QUEUE_SOCKET}"
+QUEUE_SOCKET = queue_socket(CLOUDSTORE_DATA)
+EMBEDDED_QUEUE_URL = f"redis+socket://{QUEUE_SOCKET}"
+REDIS_URL = config.url("REDIS_URL", EMBEDDED_QUEUE_URL, {"redis", "rediss", "redis+socket"})
+EMBEDDED_QUEUE = REDIS_URL == EMBEDDED_QUEUE_URL
 CELERY_BROKER_URL = REDIS_URL
+# Short times and one try: who publishes is often a web request, and a hint is not worth its waiting.
+CELERY_BROKER_CONNECTION_TIMEOUT = 1
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": 3600,
     "unacked_restore_interval": 2,
     "unacked_restore_throttle": 1,
-    "socket_connect_timeout": 2,
-    "socket_timeout": 30,
+    "socket_connect_timeout": 1,
+    "socket_timeout": 5,
+    "max_retries": 0,
 }
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # the worker, in contrast, waits for the queue for ever
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_PUBLISH_RETRY = False  # a hint that cannot be sent is dropped: the sweep finds the work anyway
 CELERY_TASK_IGNORE_RESULT = True
@@ -196,14 +197,12 @@ CLOUDSTORE_HEALTH_INTERVAL = config.integer("CLOUDSTORE_HEALTH_INTERVAL", 300, l
 CLOUDSTORE_BLANK_DWELL = config.integer("CLOUDSTORE_BLANK_DWELL", 120, low=0, high=604_800)
 CLOUDSTORE_LOCAL_ROOTS = [CLOUDSTORE_DATA / "brokers", *map(Path, config.items("CLOUDSTORE_LOCAL_ROOTS", []))]
 # replication
-CLOUDSTORE_REPAIR_DWELL = timedelta(seconds=config.integer("CLOUDSTORE_REPAIR_DWELL", 900, low=0, high=2_592_000))
-CLOUDSTORE_TRIM_DWELL = timedelta(seconds=config.integer("CLOUDSTORE_TRIM_DWELL", 900, low=0, high=2_592_000))
-CLOUDSTORE_COLLECT_GRACE = timedelta(
-    seconds=config.integer("CLOUDSTORE_COLLECT_GRACE", 86_400, low=0, high=31_536_000)
-)
-CLOUDSTORE_ORPHAN_AGE = timedelta(seconds=config.integer("CLOUDSTORE_ORPHAN_AGE", 172_800, low=0, high=31_536_000))
+CLOUDSTORE_REPAIR_DWELL = config.seconds("CLOUDSTORE_REPAIR_DWELL", 900, low=0, high=2_592_000)
+CLOUDSTORE_TRIM_DWELL = config.seconds("CLOUDSTORE_TRIM_DWELL", 900, low=0, high=2_592_000)
+CLOUDSTORE_COLLECT_GRACE = config.seconds("CLOUDSTORE_COLLECT_GRACE", 86_400, low=0, high=31_536_000)
+CLOUDSTORE_ORPHAN_AGE = config.seconds("CLOUDSTORE_ORPHAN_AGE", 172_800, low=0, high=31_536_000)
 # vfs
-CLOUDSTORE_UPLOAD_EXPIRY = timedelta(seconds=config.integer("CLOUDSTORE_UPLOAD_EXPIRY", 3600, low=60, high=604_800))
+CLOUDSTORE_UPLOAD_EXPIRY = config.seconds("CLOUDSTORE_UPLOAD_EXPIRY", 3600, low=60, high=604_800)
 
 CELERY_BEAT_SCHEDULE = {
     "poll-brokers": {"task": "brokers.tasks.poll_brokers", "schedule": 15.0},
@@ -213,20 +212,21 @@ CELERY_BEAT_SCHEDULE = {
     "collect": {"task": "replication.tasks.collect", "schedule": 120.0},
 }
 
-LOG_LEVEL = config.text("LOG_LEVEL", "INFO").upper()
+LOG_LEVEL = config.choice("LOG_LEVEL", "INFO", {"DEBUG", "INFO", "WARNING", "ERROR"})
+# One set-up for web, worker, scheduler and commands (cloudstore/celery.py and cloudstore/web.py pass it on).
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(levelname)s %(name)s %(message)s"}},
+    "formatters": {"line": {"format": "%(levelname)s %(name)s: %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": LOG_LEVEL},
     "loggers": {
         "django.server": {"handlers": ["console"], "level": "WARNING", "propagate": False},
         "botocore": {"level": "WARNING"},
+        "celery.worker.strategy": {"level": "WARNING"},  # a line for each task that arrives
+        "celery.beat": {"level": "WARNING"},
     },
 }
-if LOG_LEVEL not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
-    config.problems.append("LOG_LEVEL: use DEBUG, INFO, WARNING or ERROR")
 
 config.finish()
 if not SECRET_KEY or not CLOUDSTORE_MASTER_KEYS:

@@ -1,0 +1,95 @@
+"""Makes the data folder and its secrets once: `python -m cloudstore.secretfile`.
+
+Works without Django's settings, because those need the secrets. Never changes an existing file, and makes no
+new master key beside an existing database: it could not open what the old one sealed.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from django.core.exceptions import ImproperlyConfigured
+
+from cloudstore.config import MASTER_KEY_BYTES, load
+
+NAMES = ("SECRET_KEY", "CLOUDSTORE_MASTER_KEYS")
+HEAD = """\
+# CloudStore's secrets, made at the first start. Keep a copy elsewhere: without CLOUDSTORE_MASTER_KEYS
+# nobody can read what CloudStore has stored. Never put this file into version control.
+"""
+
+
+def ensure(data: Path, target: Path) -> str | None:
+    """Makes `data` (0700) and, unless the environment or `target` holds the secrets, `target` (0600).
+
+    Returns what it did, or None when nothing was to do. Safe to run twice at the same time: one of the two
+    writes the file, whole or not at all. Raises ImproperlyConfigured where an old key is missing.
+    """
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if target.exists():
+        if target.stat().st_mode & 0o077:
+            return f"Warning: others may read {target}; run: chmod 600 {target}"
+        return None
+    if all(os.environ.get(name) for name in NAMES):
+        return None
+    if (data / "cloudstore.sqlite3").exists() or (data / "brokers").exists():
+        raise ImproperlyConfigured(
+            f"{data} holds data of CloudStore, but {target} is missing. A new master key could not open\n"
+            f"what the old one sealed, so none is made. Put the file back from its copy, or, to start anew\n"
+            f"with nothing, move {data} away."
+        )
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = base64.b64encode(secrets.token_bytes(MASTER_KEY_BYTES)).decode()
+    content = f"{HEAD}SECRET_KEY={secrets.token_urlsafe(48)}\nCLOUDSTORE_MASTER_KEYS=1:{key}\n"
+    return f"Made {target}: keep a copy of it elsewhere" if _write_once(target, content.encode()) else None
+
+
+def _write_once(target: Path, content: bytes) -> bool:
+    """Writes the file durably under its name, whole or not at all; False when somebody else was first."""
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            return False
+    finally:
+        part.unlink()
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def say(message: object) -> None:
+    sys.stderr.write(f"{message}\n")
+
+
+def main() -> int:
+    try:
+        config, data, target = load()
+        config.finish()
+        done = ensure(data, target)
+    except ImproperlyConfigured as error:
+        say(error)
+        return 1
+    except OSError as error:
+        say(f"cannot prepare the data folder: {error}")
+        return 1
+    if done:
+        say(done)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
