@@ -3,14 +3,9 @@ never changes nothing but the time: the sweep finds all due work from the databa
 
 from __future__ import annotations
 
-import logging
 import uuid
 
 from celery import shared_task
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
-
-log = logging.getLogger(__name__)
 
 
 @shared_task
@@ -55,18 +50,11 @@ def find_orphans() -> None:
     orphans.scan()
 
 
-def _send(task: object, argument: object) -> None:
-    try:
-        task.delay(argument)  # type: ignore[attr-defined]
-    except (KombuError, RedisError, OSError) as error:
-        log.info("the queue does not answer (%s); the sweep will find the work", type(error).__name__)
-
-
 def hint(content_id: uuid.UUID) -> None:
-    """Make the reconciler look at a content soon. Call it after the commit. Never raises."""
-    _send(reconcile_content, str(content_id))
+    """Make the reconciler look at a content soon. Call it after the commit. Never raises, never waits long."""
+    reconcile_content.delay(str(content_id))
 
 
 def hint_segment(segment_id: int) -> None:
     """The same for one segment."""
-    _send(reconcile_segment, segment_id)
+    reconcile_segment.delay(segment_id)
