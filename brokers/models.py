@@ -54,6 +54,8 @@ class Broker(models.Model):
     failures = models.PositiveIntegerField(default=0, editable=False)
     check_at = models.DateTimeField(null=True, blank=True, editable=False, db_index=True)
     checked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # When the place was last found empty and adopted anew: what was stored before is lost.
+    blank_adopted_at = models.DateTimeField(null=True, blank=True, editable=False)
     latency_ms = models.FloatField(null=True, blank=True, editable=False)
 
     total = models.BigIntegerField(null=True, blank=True, editable=False)

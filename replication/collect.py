@@ -13,13 +13,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from brokers.health import note_failure
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from brokers import clock
 from brokers.errors import BrokerError
-from brokers.health import note_failure
 from replication import transfer
 from replication.contents import unreferenced
 from replication.models import Content, Event, Replica, Segment
@@ -113,9 +113,7 @@ def _delete_doomed(report: Report, now: datetime) -> None:
     last = 0
     while True:
         due = Replica.objects.filter(Q(check_at=None) | Q(check_at__lte=now), state=State.DOOMED, pk__gt=last)
-        batch = [
-            r for r in due.select_related("broker", "segment").order_by("pk")[:BATCH]
-        ]
+        batch = list(due.select_related("broker", "segment").order_by("pk")[:BATCH])
         if not batch:
             return
         last = batch[-1].pk

@@ -18,6 +18,7 @@ from replication.keys import new_wrapped_key
 from replication.models import Content, Event, Replica, Segment
 from replication.write import Written
 
+
 def create(copies: int | None = None) -> Content:
     """A new OPEN content with its own random key. Joins the caller's transaction."""
     content_id = uuid.uuid4()
@@ -78,9 +79,9 @@ def condemn_unreferenced(content_ids: Iterable[uuid.UUID]) -> int:
     removed the last reference. Idempotent; -> how many this call condemned."""
     now = clock.now()
     doomed = list(
-        unreferenced(Content.objects.filter(pk__in=list(content_ids), state=Content.State.SEALED)).values_list(
-            "pk", flat=True
-        )
+        unreferenced(
+            Content.objects.filter(pk__in=list(content_ids), state=Content.State.SEALED)
+        ).values_list("pk", flat=True)
     )
     changed = Content.objects.filter(pk__in=doomed, state=Content.State.SEALED).update(
         state=Content.State.CONDEMNED, condemned_at=now
@@ -142,9 +143,7 @@ def copy_status(content_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, CopyStatus]
     for content_id, broker_id, count in held:
         if count == segments.get(content_id):
             holders.setdefault(content_id, []).append(brokers[broker_id].name)
-    wanted = dict(
-        Content.objects.filter(pk__in=ids).values_list("pk", Coalesce("copies", policy.copies))
-    )
+    wanted = dict(Content.objects.filter(pk__in=ids).values_list("pk", Coalesce("copies", policy.copies)))
     result = {}
     for content_id, count in wanted.items():
         stored = min(least.get(content_id, 0), count)
@@ -153,11 +152,10 @@ def copy_status(content_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, CopyStatus]
         elif stored == 0:
             state = "damaged"
         else:
-            waiting = content_id in blocked or len(
-                {b.domain for b in brokers.values() if b.writable or b.pk in answering}
-            ) < count
+            waiting = (
+                content_id in blocked
+                or len({b.domain for b in brokers.values() if b.writable or b.pk in answering}) < count
+            )
             state = "degraded" if waiting else "catching_up"
         result[content_id] = CopyStatus(count, stored, tuple(holders.get(content_id, ())), state)
     return result
-
-

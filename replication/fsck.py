@@ -114,7 +114,10 @@ def _copies() -> Iterator[Finding]:
             code = "copies_missing"
         else:
             code = "copies_too_many"
-        yield Finding(code, f"segment {segment}: {segment.copies} copies on {segment.domains} domains of {segment.wanted}")
+        yield Finding(
+            code,
+            f"segment {segment}: {segment.copies} copies on {segment.domains} domains of {segment.wanted}",
+        )
 
 
 def _unsettled() -> Iterator[Finding]:
@@ -122,7 +125,8 @@ def _unsettled() -> Iterator[Finding]:
     rows = Replica.objects.exclude(segment__content__state=Content.State.OPEN).exclude(state=State.STORED)
     for replica in rows.select_related("segment"):
         yield Finding(
-            f"replica_{replica.state}", f"replica {replica.key} of segment {replica.segment}: {replica.reason}"
+            f"replica_{replica.state}",
+            f"replica {replica.key} of segment {replica.segment}: {replica.reason}",
         )
     for content in Content.objects.filter(state=Content.State.CONDEMNED):
         yield Finding("condemned", f"content {content.pk} waits for the collector")

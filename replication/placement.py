@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from statistics import median
 
 from replication.models import Replica
@@ -165,7 +165,9 @@ def plan(
     due_suspects = [
         r
         for r in replicas
-        if r.state == State.SUSPECT and targets[r.broker].readable and (r.check_at is None or r.check_at <= now)
+        if r.state == State.SUSPECT
+        and targets[r.broker].readable
+        and (r.check_at is None or r.check_at <= now)
     ]
     result.actions += [Verify(r.id) for r in due_suspects]
     if due_suspects:
@@ -183,7 +185,9 @@ def plan(
 
     missing = wanted - len(counted)
     if missing > 0:
-        taken = {targets[r.broker].domain for r in replicas if r.state in Replica.LIVE and r.state != State.PLANNED}
+        taken = {
+            targets[r.broker].domain for r in replicas if r.state in Replica.LIVE and r.state != State.PLANNED
+        }
         chosen = choose(targets.values(), missing, size, uniform, taken_domains=taken)
         result.actions += [Copy(broker) for broker in chosen]
         if len(chosen) < missing:

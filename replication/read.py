@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from brokers.health import note_failure
 from django.db.models import Prefetch
 
 from brokers.errors import BrokerError, Corrupt, NotFound
-from brokers.health import note_failure
 from brokers.models import Broker, Health
 from replication import suspects, transfer
 from replication.errors import ContentDamaged, ContentUnavailable
@@ -151,11 +151,15 @@ class ContentReader:
                     expected = unit_end
 
     def _rows(self, start: int, end: int, after: int) -> Iterator[Segment]:
-        good = Replica.objects.filter(state__in=(Replica.State.STORED, Replica.State.SUSPECT, Replica.State.LOST))
+        good = Replica.objects.filter(
+            state__in=(Replica.State.STORED, Replica.State.SUSPECT, Replica.State.LOST)
+        )
         rows = self.content.segments.filter(position__gt=after, offset__lt=end)
         if after < 0:
             # All segments but the last are alike in most contents, but a resumed upload may have shorter ones.
-            before = self.content.segments.filter(offset__lte=start).order_by("-position").values("position")[:1]
+            before = (
+                self.content.segments.filter(offset__lte=start).order_by("-position").values("position")[:1]
+            )
             rows = rows.filter(position__gte=before)
         return iter(rows.order_by("position").prefetch_related(Prefetch("replicas", good))[:ROWS])
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from brokers.health import note_failure
 from django.db import IntegrityError, transaction
 from django.db.models import Count, F, Q, QuerySet
 from django.db.models.functions import Coalesce
 
 from brokers import clock, entropy
 from brokers.errors import BrokerError, Corrupt, NotFound
-from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
 from replication import placement, policy, suspects, targets, transfer
@@ -99,9 +99,7 @@ def _release(segment_id: int, lease: datetime, outcome: Plan, report: Report) ->
     report.blocked[why] = report.blocked.get(why, 0) + 1
     attempts = Segment.objects.values_list("attempts", flat=True).get(pk=segment_id)
     back_off = clock.now() + min(RETRY * 2 ** min(attempts, 10), RETRY_MOST)
-    mine.update(
-        check_at=outcome.again_at or back_off, attempts=min(attempts + 1, 1000), blocked=why[:200]
-    )
+    mine.update(check_at=outcome.again_at or back_off, attempts=min(attempts + 1, 1000), blocked=why[:200])
 
 
 def _round_of(segment_id: int, report: Report) -> Plan:
@@ -300,7 +298,9 @@ def lose_blank() -> int:
             changed = gone.update(state=State.LOST, reason="blank", check_at=None)
             for window in _windows(segments):
                 Segment.objects.filter(pk__in=window).update(check_at=now, blocked="", attempts=0)
-            Event.objects.create(kind="lost", broker=broker, detail=f"{changed} replicas: the place came back empty")
+            Event.objects.create(
+                kind="lost", broker=broker, detail=f"{changed} replicas: the place came back empty"
+            )
         lost += changed
     return lost
 

@@ -44,7 +44,9 @@ def scrub(budget: int | None = None, *, everything: bool = False) -> Report:
     report = Report()
     started = clock.now()
     period = timedelta(days=policy.current().scrub_days)
-    due = _due().filter(Q(verified_at=None) | Q(verified_at__lte=started if everything else started - period * REST))
+    due = _due().filter(
+        Q(verified_at=None) | Q(verified_at__lte=started if everything else started - period * REST)
+    )
     if budget is None and not everything:
         budget = _budget(period)
     for replica in _batches(due):

@@ -81,12 +81,27 @@ def parse_header(data: Buffer) -> Header:
     """The header of an object. Raises SealError for anything that this version cannot open."""
     if len(data) < HEADER_SIZE:
         raise SealError("shorter than a header")
-    magic, version, algorithm, flags, exponent, content, position, offset, size, key_version, wrapped, salt = (
-        _HEADER.unpack_from(data)
-    )
+    (
+        magic,
+        version,
+        algorithm,
+        flags,
+        exponent,
+        content,
+        position,
+        offset,
+        size,
+        key_version,
+        wrapped,
+        salt,
+    ) = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise SealError("not a sealed segment")
-    if (version, algorithm, exponent) != (VERSION, ALGORITHM_AES_256_GCM, FRAME_EXPONENT) or flags & ~FLAG_LAST:
+    if (version, algorithm, exponent) != (
+        VERSION,
+        ALGORITHM_AES_256_GCM,
+        FRAME_EXPONENT,
+    ) or flags & ~FLAG_LAST:
         raise SealError(f"unknown format: version {version}, algorithm {algorithm}, flags {flags}")
     return Header(
         uuid.UUID(bytes=content), position, offset, size, bool(flags & FLAG_LAST), key_version, wrapped, salt

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
+from brokers.health import note_failure, poll
 from django.db import transaction
 
 from brokers import clock
 from brokers.errors import BrokerError, Corrupt, NotFound, RangeError
-from brokers.health import note_failure, poll
 from brokers.models import Broker
 from replication import targets, tasks, transfer
 from replication.models import Event, Replica, Segment
@@ -105,7 +105,9 @@ def _incident(replica: Replica) -> bool:
     stored = of_broker.filter(state=State.STORED).count()
     if missing < INCIDENT_PART * (stored + missing):
         return False
-    log.info("%s objects of %s are missing at once; they count as an outage for the dwell", missing, replica.broker)
+    log.info(
+        "%s objects of %s are missing at once; they count as an outage for the dwell", missing, replica.broker
+    )
     return True
 
 

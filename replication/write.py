@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from brokers.health import note_failure
 from django.db import transaction
 
 from brokers import clock, entropy
 from brokers.driver import Buffer
 from brokers.errors import BrokerError, Timeout
-from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
 from replication import placement, policy, targets, transfer
@@ -128,7 +128,9 @@ def _record(jobs: Iterable[_Job]) -> None:
                     )
                 )
     Segment.objects.bulk_update(segments, ["checksum", "header", "check_at"])
-    Replica.objects.bulk_update(replicas, ["state", "locator", "stored_at", "verified_at", "reason", "check_at"])
+    Replica.objects.bulk_update(
+        replicas, ["state", "locator", "stored_at", "verified_at", "reason", "check_at"]
+    )
 
 
 def delete_after(failure: str) -> datetime | None:
@@ -208,7 +210,9 @@ class ContentWriter:
 
     # -- segments -------------------------------------------------------------------------------------
 
-    def _choose(self, count: int, size: int, tried: Iterable[int] = (), domains: Iterable[str] = ()) -> list[int]:
+    def _choose(
+        self, count: int, size: int, tried: Iterable[int] = (), domains: Iterable[str] = ()
+    ) -> list[int]:
         return placement.choose(
             self._targets.values(),
             count,
@@ -345,4 +349,3 @@ class ContentWriter:
 def _seal_then_put(sealing: Future[Sealed], broker: Broker, key: str) -> str:
     sealed = sealing.result()
     return transfer.put(broker, key, sealed.data, sealed.checksum)
-

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from brokers.services import add_broker
 from django.db import transaction
 
 from brokers.drivers import memory
 from brokers.models import Broker
-from brokers.services import add_broker
 from replication import contents
 from replication.models import Content, Replica, Segment
 from replication.read import open_content
@@ -50,7 +50,9 @@ def load(content: Content, start: int = 0, end: int | None = None) -> bytes:
 
 def replicas(content: Content, *states: str) -> list[Replica]:
     rows = Replica.objects.filter(segment__content=content).select_related("broker", "segment")
-    return list((rows.filter(state__in=states) if states else rows).order_by("segment__position", "broker__name"))
+    return list(
+        (rows.filter(state__in=states) if states else rows).order_by("segment__position", "broker__name")
+    )
 
 
 def copies(content: Content) -> int:

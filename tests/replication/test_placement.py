@@ -67,7 +67,13 @@ def test_an_unknown_capacity_counts_as_the_typical_one() -> None:
 
 def test_never_two_in_one_domain_nor_where_it_does_not_fit() -> None:
     uniform = random.Random(2).random
-    targets = [target(1, "x"), target(2, "x"), target(3, "y"), target(4, available=5), target(5, writable=False)]
+    targets = [
+        target(1, "x"),
+        target(2, "x"),
+        target(3, "y"),
+        target(4, available=5),
+        target(5, writable=False),
+    ]
     for _ in range(200):
         chosen = choose(targets, 3, 1000, uniform)
         assert len(chosen) == 2
@@ -186,7 +192,13 @@ def test_plans_end_and_never_drop_below_what_is_wanted(data: st.DataObject, want
     uniform = random.Random(seed).random
 
     def standing() -> int:
-        return len({targets[r.broker].domain for r in replicas.values() if r.state == S.STORED and targets[r.broker].counts})
+        return len(
+            {
+                targets[r.broker].domain
+                for r in replicas.values()
+                if r.state == S.STORED and targets[r.broker].counts
+            }
+        )
 
     least = standing()
     next_id = 100
@@ -205,14 +217,18 @@ def test_plans_end_and_never_drop_below_what_is_wanted(data: st.DataObject, want
             break
         for action in result.actions:
             if isinstance(action, Copy):
-                assert all(r.broker != action.broker or r.state in (S.LOST, S.PLANNED) for r in replicas.values())
+                assert all(
+                    r.broker != action.broker or r.state in (S.LOST, S.PLANNED) for r in replicas.values()
+                )
                 replicas[next_id] = have(next_id, action.broker)
                 next_id += 1
             elif isinstance(action, Verify):
                 old = replicas[action.replica]
                 fine = data.draw(st.booleans(), label=f"replica {old.id} verifies")
                 later = NOW + timedelta(hours=1)
-                replicas[old.id] = have(old.id, old.broker, S.STORED if fine else S.LOST, check_at=None if fine else later)
+                replicas[old.id] = have(
+                    old.id, old.broker, S.STORED if fine else S.LOST, check_at=None if fine else later
+                )
                 least = min(least, standing()) if not fine else least
             else:
                 before = standing()

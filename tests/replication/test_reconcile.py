@@ -6,9 +6,9 @@ import os
 from datetime import timedelta
 
 import pytest
+from brokers.health import poll
 
 from brokers.drivers import memory
-from brokers.health import poll
 from brokers.models import Broker, Health
 from replication import contents, policy, reconcile, scrub
 from replication.collect import collect
@@ -71,7 +71,9 @@ def test_copies_two_three_one_two(three: list[Broker], clock: VirtualClock) -> N
         assert codes() == set()
 
 
-def test_changing_the_copies_back_within_the_dwell_drops_nothing(three: list[Broker], clock: VirtualClock) -> None:
+def test_changing_the_copies_back_within_the_dwell_drops_nothing(
+    three: list[Broker], clock: VirtualClock
+) -> None:
     content = store(b"x" * 1000)
     policy.change(copies=3)
     rest()
@@ -165,7 +167,9 @@ def test_a_lost_copy_that_comes_back_is_taken_again(three: list[Broker], clock: 
     assert codes() == set()
 
 
-def test_an_outage_waits_for_its_dwell_and_its_return_is_trimmed(three: list[Broker], clock: VirtualClock) -> None:
+def test_an_outage_waits_for_its_dwell_and_its_return_is_trimmed(
+    three: list[Broker], clock: VirtualClock
+) -> None:
     content = store(b"x" * 5000)
     out = replicas(content)[0].broker
     Broker.objects.filter(pk=out.pk).update(health=Health.OFFLINE, health_since=clock.now())
@@ -278,7 +282,9 @@ def test_deletes_wait_for_a_broker_that_is_away(three: list[Broker], clock: Virt
     clock.advance(days=2)
     Broker.objects.filter(pk=away.pk).update(health=Health.OFFLINE, health_since=clock.now())
     assert collect().objects == 1
-    Broker.objects.filter(pk=away.pk).update(health=Health.ONLINE, health_since=clock.now() - timedelta(days=1))
+    Broker.objects.filter(pk=away.pk).update(
+        health=Health.ONLINE, health_since=clock.now() - timedelta(days=1)
+    )
     clock.advance(hours=2)
     assert collect().objects == 1
     assert check(full=True) == []

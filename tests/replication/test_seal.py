@@ -13,8 +13,8 @@ from replication.seal import (
     HEADER_SIZE,
     SEGMENT_SIZE,
     TAG_SIZE,
-    SealError,
     Sealed,
+    SealError,
     frame_count,
     frame_span,
     open_frames,
@@ -30,7 +30,14 @@ CONTENT = uuid.UUID(int=7)
 
 def make(plain: bytes, *, position: int = 0, key: bytes = KEY, last: bool = True) -> Sealed:
     return seal(
-        key, plain, content_id=CONTENT, position=position, offset=0, last=last, key_version=3, wrapped_key=b"w" * 60
+        key,
+        plain,
+        content_id=CONTENT,
+        position=position,
+        offset=0,
+        last=last,
+        key_version=3,
+        wrapped_key=b"w" * 60,
     )
 
 

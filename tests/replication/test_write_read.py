@@ -66,7 +66,16 @@ def test_random_ranges(two: list[Broker]) -> None:
     data = os.urandom(2 * SEGMENT_SIZE + 700_001)
     content = store(data)
     dice = random.Random(11)
-    borders = [0, 1, FRAME_SIZE, SEGMENT_SIZE - 1, SEGMENT_SIZE, SEGMENT_SIZE + 1, 2 * SEGMENT_SIZE, len(data)]
+    borders = [
+        0,
+        1,
+        FRAME_SIZE,
+        SEGMENT_SIZE - 1,
+        SEGMENT_SIZE,
+        SEGMENT_SIZE + 1,
+        2 * SEGMENT_SIZE,
+        len(data),
+    ]
     ranges = [(a, b) for a in borders for b in borders if a <= b]
     ranges += [tuple(sorted((dice.randrange(len(data)), dice.randrange(len(data))))) for _ in range(40)]  # type: ignore[misc]
     for start, end in ranges:
