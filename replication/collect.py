@@ -13,13 +13,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from brokers.health import note_failure
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from brokers import clock
 from brokers.errors import BrokerError
+from brokers.health import note_failure
 from replication import transfer
 from replication.contents import unreferenced
 from replication.models import Content, Event, Replica, Segment

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from brokers.health import note_failure
 from django.conf import settings
 from django.db import transaction
 
 from brokers import clock
 from brokers.errors import BrokerError
+from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import OBJECT_PREFIX
 from replication import transfer

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from brokers.health import note_failure
 from django.db.models import Prefetch
 
 from brokers.errors import BrokerError, Corrupt, NotFound
+from brokers.health import note_failure
 from brokers.models import Broker, Health
 from replication import suspects, transfer
 from replication.errors import ContentDamaged, ContentUnavailable

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from brokers.health import note_failure
 from django.db import IntegrityError, transaction
 from django.db.models import Count, F, Q, QuerySet
 from django.db.models.functions import Coalesce
 
 from brokers import clock, entropy
 from brokers.errors import BrokerError, Corrupt, NotFound
+from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
 from replication import placement, policy, suspects, targets, transfer

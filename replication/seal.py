@@ -145,7 +145,7 @@ class _Frames:
 class Sealed:
     """A sealed segment: the whole object, its header, and the SHA-256 of the object."""
 
-    data: bytearray
+    data: bytes
     header: bytes
     checksum: str
 
@@ -171,7 +171,7 @@ def seal(content_key: bytes, plain: Buffer, *, content_id: uuid.UUID, position: 
             frames.nonce(number), piece, header, out[start : start + len(piece) + TAG_SIZE]
         )
     out.release()
-    return Sealed(data, header, hashlib.sha256(data).hexdigest())
+    return Sealed(bytes(data), header, hashlib.sha256(data).hexdigest())
 
 
 def open_frames(content_key: bytes, header: bytes, first: int, data: Buffer) -> Iterator[bytes]:

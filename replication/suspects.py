@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
-from brokers.health import note_failure, poll
 from django.db import transaction
 
 from brokers import clock
 from brokers.errors import BrokerError, Corrupt, NotFound, RangeError
+from brokers.health import note_failure, poll
 from brokers.models import Broker
 from replication import targets, tasks, transfer
 from replication.models import Event, Replica, Segment

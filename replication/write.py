@@ -13,16 +13,16 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from brokers.health import note_failure
 from django.db import transaction
 
 from brokers import clock, entropy
 from brokers.driver import Buffer
 from brokers.errors import BrokerError, Timeout
+from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
 from replication import placement, policy, targets, transfer
@@ -39,7 +39,39 @@ PROCESS_WINDOW = 8
 # How long a put that timed out may still be under way at the provider.
 LATE_PUT = timedelta(minutes=5)
 
-_slots = threading.BoundedSemaphore(PROCESS_WINDOW)
+# How long one writer waits for a slot that others hold before it goes on without, in seconds.
+SLOT_PATIENCE = 10.0
+
+
+class _Slots:
+    """Counts the segments of this process whose sealed bytes are in memory. The bound is soft: whoever waited
+    long goes on, because a slot may be held for a client that has stopped sending after a broker failed."""
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.taken = 0
+        self._changed = threading.Condition()
+
+    def take(self, patience: float) -> bool:
+        """Take a slot; False when none came free within `patience` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.taken < self.bound, patience):
+                return False
+            self.taken += 1
+            return True
+
+    def overtake(self) -> None:
+        """Take a slot beyond the bound."""
+        with self._changed:
+            self.taken += 1
+
+    def give_back(self) -> None:
+        with self._changed:
+            self.taken -= 1
+            self._changed.notify()
+
+
+_slots = _Slots(PROCESS_WINDOW)
 
 
 @dataclass(slots=True)
@@ -55,28 +87,58 @@ class _Put:
     failed: str = ""
 
 
-@dataclass(slots=True)
 class _Job:
-    """A segment under way."""
+    """A segment under way. Its sealed bytes, and the process's slot for them, are given up as soon as every put
+    has succeeded, however slowly the client sends what follows; after a failed put they are kept for the
+    hand-off, until the writer settles the job."""
 
-    segment_id: int
-    size: int
-    wanted: int
-    sealing: Future[Sealed] | None
-    puts: list[_Put] = field(default_factory=list)
-    header: bytes = b""
-    checksum: str = ""
-    holds_slot: bool = True
+    def __init__(self, segment_id: int, size: int, wanted: int, sealing: Future[Sealed]) -> None:
+        self.segment_id = segment_id
+        self.size = size
+        self.wanted = wanted
+        self.puts: list[_Put] = []
+        self.header = b""
+        self.checksum = ""
+        self._sealing: Future[Sealed] | None = sealing
+        self._lock = threading.Lock()
+
+    def send(self, puts: list[_Put]) -> None:
+        """Set puts going."""
+        with self._lock:
+            if self._sealing is None:
+                raise StateConflict("the segment is settled already")
+            self.puts += puts
+            for put in puts:
+                put.future = transfer.pool().submit(_seal_then_put, self._sealing, put.broker, put.key)
+        for future in self.pending():
+            future.add_done_callback(lambda _done: self._after_put())
+
+    def _after_put(self) -> None:
+        if all(put.stored or put.failed or _succeeded(put.future) for put in self.puts):
+            self.free()
+
+    def free(self) -> None:
+        """Keep what the rows need, drop the bytes and give the slot back. Idempotent."""
+        with self._lock:
+            sealing, self._sealing = self._sealing, None
+            if sealing is None:
+                return
+            if _succeeded(sealing):
+                self.header, self.checksum = sealing.result().header, sealing.result().checksum
+        _slots.give_back()
 
     def stored(self) -> int:
         return sum(put.stored for put in self.puts)
 
-    def pending(self) -> list[Future[Any]]:
-        running: list[Future[Any]] = [put.future for put in self.puts if put.future is not None]
-        return [*running, self.sealing] if self.sealing else running
+    def pending(self) -> list[Future[str]]:
+        return [put.future for put in self.puts if put.future is not None]
 
     def done(self) -> bool:
         return all(future.done() for future in self.pending())
+
+
+def _succeeded(future: Future[Any] | None) -> bool:
+    return future is not None and future.done() and not future.cancelled() and future.exception() is None
 
 
 class Written:
@@ -206,7 +268,7 @@ class ContentWriter:
         while self._jobs:
             job = self._jobs.popleft()
             wait(job.pending())
-            self._free(job)
+            job.free()
 
     # -- segments -------------------------------------------------------------------------------------
 
@@ -226,15 +288,14 @@ class ContentWriter:
         """Plan the filled buffer as the next segment and set its puts going."""
         self._take_slot()
         plain, self._buffer = self._buffer, bytearray()
-        job = None
+        under_way = len(self._jobs)
         try:
-            job = self._start(plain, last=last)
+            self._start(plain, last=last)
         finally:
-            if job is None:
-                _slots.release()
-        self._jobs.append(job)
+            if len(self._jobs) == under_way:
+                _slots.give_back()
 
-    def _start(self, plain: bytearray, *, last: bool) -> _Job:
+    def _start(self, plain: bytearray, *, last: bool) -> None:
         size, position, offset = len(plain), self._position, self._size - len(plain)
         chosen = self._choose(self.acknowledge, size)
         least = 1 if self._allow_degraded else self.acknowledge
@@ -264,9 +325,9 @@ class ContentWriter:
             key_version=content.key_version,
             wrapped_key=bytes(content.wrapped_key),
         )
-        for put in puts:
-            put.future = transfer.pool().submit(_seal_then_put, sealing, put.broker, put.key)
-        return _Job(segment.pk, size, self.wanted, sealing, puts)
+        job = _Job(segment.pk, size, self.wanted, sealing)
+        self._jobs.append(job)
+        job.send(puts)
 
     def _plan(self, segment_id: int, broker_id: int) -> _Put:
         key = new_object_key()
@@ -275,25 +336,19 @@ class ContentWriter:
 
     def _settle(self, job: _Job) -> None:
         """Wait for a segment, handing off what failed, until it stands on enough brokers."""
-        sealing = job.sealing
-        if sealing is None:
-            raise StateConflict("the segment is settled already")
         try:
             while True:
                 self._gather(job)
                 short = self.acknowledge - job.stored()
                 if short <= 0:
                     break
-                if not self._hand_off(job, sealing, short):
+                if not self._hand_off(job, short):
                     if self._allow_degraded and job.stored():
                         break
                     raise WriteRefused(self._refusal(job.stored()))
-            sealed = sealing.result()
-            job.header, job.checksum = sealed.header, sealed.checksum
         finally:
             wait(job.pending())
-            job.sealing = None
-            self._free(job)
+            job.free()
         self._least = min(self._least, job.stored())
         self._done.append(job)
 
@@ -310,7 +365,7 @@ class ContentWriter:
                 note_failure(put.broker.pk, error)
             put.future = None
 
-    def _hand_off(self, job: _Job, sealing: Future[Sealed], short: int) -> bool:
+    def _hand_off(self, job: _Job, short: int) -> bool:
         """Choose other brokers for the copies that failed: -> whether there were any."""
         domains = {put.broker.domain for put in job.puts if put.stored}
         chosen = self._choose(short, job.size, tried={put.broker.pk for put in job.puts}, domains=domains)
@@ -318,26 +373,21 @@ class ContentWriter:
             return False
         with transaction.atomic():
             puts = [self._plan(job.segment_id, broker) for broker in chosen]
-        for put in puts:
-            put.future = transfer.pool().submit(_seal_then_put, sealing, put.broker, put.key)
-        job.puts += puts
+        job.send(puts)
         return True
 
     # -- bounds ---------------------------------------------------------------------------------------
 
     def _take_slot(self) -> None:
         """Wait for room for one more segment. What this writer has under way is settled first: only its own
-        thread can hand it off, so waiting for others while holding slots could wait for ever."""
+        thread can hand it off."""
         while self._jobs and (len(self._jobs) >= WINDOW or self._jobs[0].done()):
             self._settle(self._jobs.popleft())
-        while not _slots.acquire(blocking=not self._jobs):
+        while not _slots.take(0.0 if self._jobs else SLOT_PATIENCE):
+            if not self._jobs:
+                _slots.overtake()
+                return
             self._settle(self._jobs.popleft())
-
-    @staticmethod
-    def _free(job: _Job) -> None:
-        if job.holds_slot:
-            job.holds_slot = False
-            _slots.release()
 
     def _refusal(self, healthy: int) -> str:
         return (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from brokers.services import add_broker
 from django.db import transaction
 
 from brokers.drivers import memory
 from brokers.models import Broker
+from brokers.services import add_broker
 from replication import contents
 from replication.models import Content, Replica, Segment
 from replication.read import open_content

@@ -6,9 +6,9 @@ import os
 from datetime import timedelta
 
 import pytest
-from brokers.health import poll
 
 from brokers.drivers import memory
+from brokers.health import poll
 from brokers.models import Broker, Health
 from replication import contents, policy, reconcile, scrub
 from replication.collect import collect

@@ -173,13 +173,13 @@ def test_an_expired_upload_cannot_be_sealed(two: list[Broker]) -> None:
 
 
 def test_memory_slots_come_back(two: list[Broker]) -> None:
-    before = write._slots._value
+    before = write._slots.taken
     store(os.urandom(4 * SEGMENT_SIZE))
     content = contents.create()
     writer = ContentWriter(content)
     writer.write(os.urandom(3 * SEGMENT_SIZE))
     writer.abort()
-    assert write._slots._value == before
+    assert write._slots.taken == before
 
 
 def test_intent_is_committed_before_the_put(two: list[Broker], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 from typing import Any
 
-from brokers.health import poll_due
 from django.core.management.base import CommandParser
 
 from brokers.commands import JsonCommand
+from brokers.health import poll_due
 from replication import reconcile
 
 
