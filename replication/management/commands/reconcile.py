@@ -1,20 +1,25 @@
+import uuid
 from typing import Any
 
 from django.core.management.base import CommandParser
 
 from brokers.commands import JsonCommand
-from brokers.health import poll_due
+from brokers.health import poll
+from brokers.models import Broker, Health
 from replication import reconcile
 
 
 class Command(JsonCommand):
-    help = "Poll the brokers that are due, then do all copying and repair that can be done now."
+    help = "Poll every broker, then do all copying and repair that can be done now."
 
     def add_options(self, parser: CommandParser) -> None:
-        parser.add_argument("--content", help="only this content (its id)")
+        parser.add_argument("--content", type=uuid.UUID, help="only this content (its id)")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        poll_due()
+        for broker in Broker.objects.filter(enabled=True):
+            # One that comes back is believed after two good polls.
+            if poll(broker.pk).health != Health.ONLINE:
+                poll(broker.pk)
         if options["content"]:
             report = reconcile.reconcile_content(options["content"])
         else:
