@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import ipaddress
 import logging
 import os
 import re
@@ -116,6 +117,14 @@ class Config:
 
     def items(self, name: str, default: list[str]) -> list[str]:
         return list(self._read(name, lambda raw: [p.strip() for p in raw.split(",") if p.strip()], default))
+
+    def networks(self, name: str) -> list[str]:
+        """IP networks, or single addresses, with commas between them."""
+
+        def parse(raw: str) -> list[str]:
+            return [str(ipaddress.ip_network(part.strip())) for part in raw.split(",") if part.strip()]
+
+        return list(self._read(name, parse, []))
 
     def flag(self, name: str, default: bool) -> bool:
         def parse(raw: str) -> bool:

@@ -1,0 +1,82 @@
+"""API tokens: 256 random bits behind `cs_`, of which the database keeps only the SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.models import Token, User
+
+FILES_READ = "files:read"
+FILES_WRITE = "files:write"
+ACCOUNT = "account"
+ADMIN = "admin"
+SCOPES = (FILES_READ, FILES_WRITE, ACCOUNT, ADMIN)
+DEFAULT_SCOPES = (FILES_READ, FILES_WRITE)
+
+PLAIN_PREFIX = "cs_"
+PLAIN_LENGTH = len(PLAIN_PREFIX) + 43
+SHOWN = len(PLAIN_PREFIX) + 6
+USE_NOTED_EVERY = timedelta(minutes=1)
+
+
+def create(
+    user: User, name: str, scopes: Iterable[str] = DEFAULT_SCOPES, expires_at: datetime | None = None
+) -> tuple[Token, str]:
+    """Makes a token of `user` -> (row, plain text). The plain text exists nowhere else: show it once.
+
+    Raises ValueError for an unknown or no scope and for a name that is empty or over 100 characters.
+    """
+    wanted = set(scopes)
+    if unknown := sorted(wanted.difference(SCOPES)):
+        raise ValueError(f"unknown scope {', '.join(unknown)}; known are {', '.join(SCOPES)}")
+    if not wanted:
+        raise ValueError("a token needs at least one scope")
+    if not 0 < len(name.strip()) <= 100:
+        raise ValueError("a token's name has 1 to 100 characters")
+    plaintext = PLAIN_PREFIX + secrets.token_urlsafe(32)
+    token = Token.objects.create(
+        user=user,
+        name=name.strip(),
+        prefix=plaintext[:SHOWN],
+        digest=_digest(plaintext),
+        scopes=[scope for scope in SCOPES if scope in wanted],
+        expires_at=expires_at,
+    )
+    return token, plaintext
+
+
+def verify(plaintext: str) -> Token | None:
+    """The token, with its user, when it is known, not revoked, not expired and its user active; else None.
+
+    The look-up compares hashes, so its time says nothing about the token. Notes the use once a minute.
+    """
+    if len(plaintext) != PLAIN_LENGTH or not plaintext.startswith(PLAIN_PREFIX) or not plaintext.isascii():
+        return None
+    now = timezone.now()
+    valid = Q(expires_at__isnull=True) | Q(expires_at__gt=now)
+    tokens = Token.objects.select_related("user").filter(valid, revoked_at__isnull=True, user__is_active=True)
+    token = tokens.filter(digest=_digest(plaintext)).first()
+    if token is not None and (token.last_used_at is None or token.last_used_at <= now - USE_NOTED_EVERY):
+        # The second condition keeps a crowd of requests from writing the same minute.
+        unnoted = Q(last_used_at__isnull=True) | Q(last_used_at__lte=now - USE_NOTED_EVERY)
+        Token.objects.filter(unnoted, pk=token.pk).update(last_used_at=now)
+        token.last_used_at = now
+    return token
+
+
+def revoke(token: Token) -> bool:
+    """Ends a token for ever; True when this call did it. Idempotent."""
+    now = timezone.now()
+    done = bool(Token.objects.filter(pk=token.pk, revoked_at__isnull=True).update(revoked_at=now))
+    token.refresh_from_db(fields=["revoked_at"])
+    return done
+
+
+def _digest(plaintext: str) -> str:
+    return hashlib.sha256(plaintext.encode()).hexdigest()
