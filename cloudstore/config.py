@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -177,13 +178,14 @@ class Config:
         def parse(raw: str) -> dict[str, Any]:
             hint = "use sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME"
             try:
-                found = dict(self.env.db_url_config(raw))
+                with warnings.catch_warnings(action="ignore"):  # they quote the URL
+                    found = dict(self.env.db_url_config(raw))
             except Exception:  # noqa: BLE001 - whatever it is, it may quote the URL with its password
                 raise ValueError(hint) from None
-            if found.get("ENGINE") == "django.db.backends.sqlite3" and found.get("NAME") not in {"", None}:
-                if found["NAME"] != ":memory:":
-                    found["NAME"] = str(BASE_DIR / Path(found["NAME"]).expanduser())
-            elif found.get("ENGINE") != "django.db.backends.postgresql" or not found.get("NAME"):
+            engine, name = found.get("ENGINE"), found.get("NAME")
+            if engine == "django.db.backends.sqlite3" and name and name != ":memory:":
+                found["NAME"] = str(BASE_DIR / Path(name).expanduser())
+            elif engine != "django.db.backends.postgresql" or not name:
                 raise ValueError(hint)
             return found
 

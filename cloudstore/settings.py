@@ -178,7 +178,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "unacked_restore_interval": 2,
     "unacked_restore_throttle": 1,
     "socket_connect_timeout": 1,
-    "socket_timeout": 5,
+    "socket_timeout": 3,
     "max_retries": 0,
 }
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # the worker, in contrast, waits for the queue for ever

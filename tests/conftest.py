@@ -9,6 +9,10 @@ import pytest
 
 from brokers import clock as clock_module
 from tests.kit.clock import VirtualClock
+from tests.servers.chromium import browser_type_launch_args
+from tests.servers.product import product
+
+__all__ = ["browser_type_launch_args", "product"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

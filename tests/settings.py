@@ -8,6 +8,7 @@ os.environ.setdefault("SECRET_KEY", "tests-only-" + "k" * 50)
 os.environ.setdefault("CLOUDSTORE_MASTER_KEYS", "1:" + base64.b64encode(b"tests-only master key number one").decode())
 os.environ.setdefault("CLOUDSTORE_DATA", tempfile.mkdtemp(prefix="cloudstore-tests-"))
 os.environ.setdefault("CLOUDSTORE_SECRETS", "/nonexistent/secrets.env")
+os.environ.setdefault("ENV_FILE", "/nonexistent/.env")  # not the developer's
 
 from cloudstore.settings import *  # noqa: F403
 
@@ -18,4 +19,6 @@ STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.Static
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *PASSWORD_HASHERS]  # noqa: F405
 # A queue in memory: hints go nowhere, as when every worker is down. The sweep must find all work.
 CELERY_BROKER_URL = "memory://localhost"
+# Hints go to a queue in memory that nobody reads: the sweeps find the work.
+CELERY_BROKER_URL = "memory://"
 LOGGING["root"]["level"] = "DEBUG"  # noqa: F405

@@ -1,0 +1,58 @@
+"""`make test`: the suite on SQLite, then on PostgreSQL. `python -m tests.run [--db sqlite|postgres] -- [pytest]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+from tests.servers import chromium
+from tests.servers.postgres import postgres
+from tests.servers.product import product_variables
+
+NO_TESTS = 5  # pytest's exit code
+
+
+def suite(name: str, arguments: list[str], env: dict[str, str]) -> tuple[str, int]:
+    print(f"\n=== Tests on {name} ===", flush=True)
+    before = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-n", os.environ.get("TEST_PROCESSES", "2"), *arguments]
+    code = subprocess.run(command, env=env, check=False).returncode
+    words = {0: "passed", NO_TESTS: "no tests were selected"}.get(code, f"FAILED (pytest exit code {code})")
+    return f"Tests on {name}: {words}, {time.monotonic() - before:.0f} s", code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make test")
+    parser.add_argument("--db", default="", choices=["", "sqlite", "postgres"])
+    parser.add_argument("pytest", nargs="*")
+    options = parser.parse_args()
+
+    env = {name: value for name, value in os.environ.items() if name not in product_variables()}
+    closing: list[tuple[str, int]] = []
+    if options.db in {"", "sqlite"}:
+        found = chromium.ensure()
+        if found:
+            env["CLOUDSTORE_TEST_CHROMIUM"] = found
+        closing.append(suite("SQLite", options.pytest, env))
+        if not found:
+            closing.append(("Browser tests were SKIPPED: no Chromium here and none could be installed", 0))
+    if options.db in {"", "postgres"}:
+        with postgres() as url:
+            on_postgres = {**env, "DATABASE_URL": url}
+            closing.append(suite("PostgreSQL", ["-m", "not browser", *options.pytest], on_postgres))
+
+    print()
+    for line, _ in closing:
+        print(line)
+    codes = [code for line, code in closing if line.startswith("Tests on")]
+    empty = all(code == NO_TESTS for code in codes)
+    failed = empty or any(code not in {0, NO_TESTS} for code in codes)
+    print("make test: FAILED" if failed else "make test: all passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
