@@ -25,7 +25,9 @@ Buffer = bytes | bytearray | memoryview
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     """One object as the provider lists it: its locator, size in bytes, modification time (UTC) where known,
-    and a checksum `"sha256:<hex>"` or `"md5:<hex>"` where the provider tells one that it verified itself."""
+    and a checksum `"sha256:<hex>"` or `"md5:<hex>"` where the provider tells one that it verified itself.
+
+    `size` is -1 only in listings of five-method classes whose entries are bare names."""
 
     path: str
     size: int
@@ -54,6 +56,8 @@ class CloudBroker:
     OptionsForm: ClassVar[type[forms.Form]] = NoOptions
     # Names of the options that are sealed at rest and never shown again.
     secret_options: ClassVar[frozenset[str]] = frozenset()
+    # How many calls may run at the same time.
+    concurrency: ClassVar[int] = 8
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options: dict[str, Any] = dict(options or {})
@@ -89,10 +93,12 @@ class CloudBroker:
     # -- with slow defaults ---------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the place ready once, when the operator adds the broker. Idempotent."""
+        """Make the place ready (create the folder) when the operator adds the broker. Idempotent."""
 
     def probe(self) -> None:
-        """Raise unless the place can be reached with these credentials."""
+        """Raise unless the place takes and gives bytes with these credentials.
+
+        ReadOnly and OutOfSpace say that it only gives them. May write and remove an object `cs-probe`."""
         self.get_storage_info()
 
     def stat_file(self, storage_path: str) -> StoredFile:
@@ -103,7 +109,7 @@ class CloudBroker:
         raise NotFound(storage_path)
 
     def close(self) -> None:
-        """Release connections. The driver is not used afterwards."""
+        """Release connections. A call that was already on its way may still come."""
 
     def __repr__(self) -> str:  # never the options: they hold secrets
         return f"<{type(self).__name__}>"

@@ -58,7 +58,9 @@ class Keyring:
         except KeyError:
             raise UnknownMasterKey(f"master key version {version} is not configured") from None
 
-    def seal(self, purpose: bytes, plain: bytes, bound_to: bytes, version: int | None = None) -> tuple[int, bytes]:
+    def seal(
+        self, purpose: bytes, plain: bytes, bound_to: bytes, version: int | None = None
+    ) -> tuple[int, bytes]:
         """Encrypt `plain`, bound to `bound_to` (associated data): -> (key version, nonce + ciphertext + tag)."""
         version = self.current if version is None else version
         nonce = entropy.token_bytes(NONCE_BYTES)

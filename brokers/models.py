@@ -54,7 +54,9 @@ class Broker(models.Model):
     failures = models.PositiveIntegerField(default=0, editable=False)
     check_at = models.DateTimeField(null=True, blank=True, editable=False, db_index=True)
     checked_at = models.DateTimeField(null=True, blank=True, editable=False)
-    # When the place was last found empty and adopted anew: what was stored before is lost.
+    # Since when the place answers but holds nothing of ours; null when it was not so at the last poll.
+    blank_since = models.DateTimeField(null=True, blank=True, editable=False)
+    # When a blank place was last taken over again: what was stored before that moment is lost.
     blank_adopted_at = models.DateTimeField(null=True, blank=True, editable=False)
     latency_ms = models.FloatField(null=True, blank=True, editable=False)
 

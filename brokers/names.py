@@ -12,6 +12,8 @@ from brokers import entropy
 
 OBJECT_PREFIX = "cs/"
 MARKER_NAME = "cs-marker"
+# What a driver's `probe()` may write to learn whether writes pass.
+PROBE_NAME = "cs-probe"
 _KEY = re.compile(r"cs/[0-9a-f]{2}/[0-9a-f]{32}\Z")
 
 

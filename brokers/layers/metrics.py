@@ -1,0 +1,62 @@
+"""Counts and times what callers get from a broker, in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from brokers import clock
+from brokers.errors import BrokerError, NotFound, RangeError
+from brokers.layers.call import Call, Handler
+
+# Weight of the newest sample in the moving average.
+NEWEST = 0.2
+
+
+@dataclass
+class Operation:
+    """One kind of call: how often, with which errors (by code), and the moving average of its seconds."""
+
+    calls: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    latency: float | None = None
+
+
+class Metrics:
+    def __init__(self, inner: Handler) -> None:
+        self._inner = inner
+        self._lock = threading.Lock()
+        self.operations: dict[str, Operation] = {}
+
+    def __call__(self, call: Call) -> Any:
+        began = clock.monotonic()
+        error = None
+        try:
+            return self._inner(call)
+        except BrokerError as raised:
+            error = raised
+            raise
+        finally:
+            self._record(call.operation, clock.monotonic() - began, error)
+
+    def _record(self, name: str, seconds: float, error: BrokerError | None) -> None:
+        with self._lock:
+            operation = self.operations.setdefault(name, Operation())
+            operation.calls += 1
+            if error is not None:
+                operation.errors[error.code] += 1
+            # An answer "not there" is as good a sample as bytes; a failure tells how slow failing is, which
+            # ranks a broker lower as well. Quick refusals must not make it look fast.
+            if error is None or isinstance(error, NotFound | RangeError) or error.temporary:
+                before = operation.latency
+                if error is not None and error.temporary and before is not None and seconds < before:
+                    return
+                operation.latency = seconds if before is None else before + NEWEST * (seconds - before)
+
+    def latency(self, operation: str) -> float | None:
+        """Moving average in seconds, None before the first sample."""
+        with self._lock:
+            found = self.operations.get(operation)
+            return found.latency if found else None
