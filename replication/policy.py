@@ -17,6 +17,11 @@ def current() -> Policy:
     return found or Policy.objects.get_or_create(pk=1)[0]
 
 
+def held() -> Policy:
+    """The policy, kept from changing until the caller's transaction ends."""
+    return Policy.objects.select_for_update().get(pk=1)
+
+
 def change(**values: int | bool) -> Policy:
     """Change some of `CHANGEABLE`; effective at once everywhere. Raises ValidationError and changes nothing."""
     unknown = set(values) - set(CHANGEABLE)
@@ -24,7 +29,7 @@ def change(**values: int | bool) -> Policy:
         raise ValidationError(f"no such setting: {', '.join(sorted(unknown))}")
     current()
     with transaction.atomic():
-        policy = Policy.objects.select_for_update().get(pk=1)
+        policy = held()
         before = policy.copies
         for name, value in values.items():
             setattr(policy, name, value)

@@ -219,7 +219,7 @@ def _stands_without(replica: Replica, segment: Segment) -> bool:
     content = Content.objects.get(pk=segment.content_id)
     others = segment.replicas.filter(state=State.STORED).exclude(pk=replica.pk).select_related("broker")
     domains = {r.broker.domain for r in others if r.broker.readable}
-    return len(domains) >= policy.copies_of(content, policy.current())
+    return len(domains) >= policy.copies_of(content, policy.held())
 
 
 # -- finding what is due ------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from django.db import transaction
 
+from brokers import clock
 from brokers.drivers import memory
 from brokers.models import Broker
 from brokers.services import add_broker
@@ -21,8 +23,30 @@ State = Replica.State
 def memory_broker(name: str, *, domain: str = "", **options: Any) -> Broker:
     """A broker in memory, empty, online, on a domain of its own unless told."""
     space = f"tests-{name}"
-    memory.drop(space)
+    memory.clear(space)
     return add_broker(name, "memory", domain or f"domain-{name}", {"space": space, **options})
+
+
+class Objects(MutableMapping[str, bytes]):
+    """What a memory broker holds, to look at and to damage behind the product's back."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._objects = memory.space(broker.options["space"]).objects
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._objects[name][0]
+
+    def __setitem__(self, name: str, data: bytes) -> None:
+        self._objects[name] = (data, clock.now())
+
+    def __delitem__(self, name: str) -> None:
+        del self._objects[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._objects))
+
+    def __len__(self) -> int:
+        return len(self._objects)
 
 
 def store(data: bytes, *, copies: int | None = None, piece: int = 1 << 18) -> Content:

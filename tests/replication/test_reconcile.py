@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import pytest
 
-from brokers.drivers import memory
 from brokers.health import poll
 from brokers.models import Broker, Health
 from replication import contents, policy, reconcile, scrub
@@ -16,7 +15,7 @@ from replication.fsck import check
 from replication.models import Content, Event, Replica, Segment
 from replication.seal import SEGMENT_SIZE
 from tests.kit.clock import VirtualClock
-from tests.replication.kit import State, copies, load, memory_broker, replicas, store
+from tests.replication.kit import Objects, State, copies, load, memory_broker, replicas, store
 
 pytestmark = pytest.mark.django_db
 
@@ -41,7 +40,7 @@ def rest() -> reconcile.Report:
 
 def damage(replica: Replica, how: str) -> None:
     """Change the stored object behind the product's back."""
-    store_of = memory.objects(replica.broker.options["space"])
+    store_of = Objects(replica.broker)
     data = bytearray(store_of[replica.locator])
     if how == "flip":
         data[len(data) // 2] ^= 1
@@ -121,7 +120,7 @@ def test_scrub_finds_what_nobody_reads(three: list[Broker], how: str, clock: Vir
 def test_swapped_objects_are_found(three: list[Broker], clock: VirtualClock) -> None:
     one, two = store(b"1" * 1000, copies=2), store(b"2" * 1000, copies=2)
     a, b = replicas(one)[0], replicas(two)[0]
-    objects = [memory.objects(r.broker.options["space"]) for r in (a, b)]
+    objects = [Objects(r.broker) for r in (a, b)]
     first, second = objects[0][a.locator], objects[1][b.locator]
     objects[0][a.locator], objects[1][b.locator] = second, first
     assert load(one) == b"1" * 1000
@@ -153,7 +152,7 @@ def test_a_lost_copy_that_comes_back_is_taken_again(three: list[Broker], clock: 
     content = store(b"precious" * 100)
     kept = {}
     for replica in replicas(content):
-        objects = memory.objects(replica.broker.options["space"])
+        objects = Objects(replica.broker)
         kept[replica.pk] = (objects, replica.locator, objects[replica.locator])
         damage(replica, "delete")
     scrub.scrub(everything=True)
@@ -189,12 +188,12 @@ def test_an_outage_waits_for_its_dwell_and_its_return_is_trimmed(
 def test_a_blank_place_is_filled_again(clock: VirtualClock) -> None:
     brokers = [memory_broker("a"), memory_broker("b")]
     many = [store(os.urandom(1000)) for _ in range(30)]
-    memory.objects("tests-a").clear()
+    Objects(brokers[0]).clear()
     for _ in range(3):
         broker = poll(brokers[0].pk)
         clock.advance(minutes=2)
     assert broker.health == Health.ONLINE
-    assert not memory.objects("tests-a").keys() & {r.locator for r in Replica.objects.filter(broker=broker)}
+    assert not Objects(broker).keys() & {r.locator for r in Replica.objects.filter(broker=broker)}
     rest()
     assert all(copies(c) == 2 for c in many)
     assert codes() == set()
@@ -204,7 +203,7 @@ def test_many_missing_at_once_wait_for_the_dwell(three: list[Broker], clock: Vir
     policy.change(copies=3)
     many = [store(b"%d" % n) for n in range(60)]
     rest()
-    objects = memory.objects("tests-a")
+    objects = Objects(three[0])
     gone = [r.locator for c in many for r in replicas(c) if r.broker.name == "a"]
     for locator in gone:
         del objects[locator]
