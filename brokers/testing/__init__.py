@@ -1,0 +1,1 @@
+"""For people who write or operate drivers: the conformance suite, and a driver that fails by script."""

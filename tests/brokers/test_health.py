@@ -213,7 +213,7 @@ def test_only_what_speaks_of_the_place_makes_a_poll_due(clock, memory_broker):
 
 
 def test_only_what_is_due_is_polled_and_a_hanging_one_delays_no_other(clock, short_limits):
-    one, two, three = (add_broker(n, "memory", n, {"space": n}) for n in ("a", "b", "c"))
+    one, _two, three = (add_broker(n, "memory", n, {"space": n}) for n in ("a", "b", "c"))
     assert health.poll_due() == 0
     clock.advance(seconds=300)
     set_enabled(three.pk, False)

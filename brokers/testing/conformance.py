@@ -1,0 +1,292 @@
+"""The contract of `brokers/driver.py` as checks that run against a real place.
+
+Each check stores a few objects under a random prefix and removes them again. In pytest:
+
+    @pytest.mark.parametrize("name", conformance.names())
+    def test_my_driver(name):
+        check = Conformance(lambda: OpenBroker(MyBroker(options))).run_one(name)
+        assert check.ok, check.detail
+
+`manage.py broker_check NAME` runs all of them against a configured broker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from brokers import clock, entropy
+from brokers.driver import MAX_OBJECT_SIZE
+from brokers.errors import BrokerError, NotFound, RangeError
+from brokers.open import OpenBroker
+
+MEBIBYTE = 1024 * 1024
+LISTED = 25
+THREADS = 8
+DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of the contract: `ok`, or `detail` says what happened instead. `seconds` it took."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    seconds: float = 0.0
+
+
+class ContractBroken(AssertionError):
+    """A driver does not do what the contract says."""
+
+
+def names() -> list[str]:
+    """The checks, in the order in which they run."""
+    return [name.removeprefix("check_") for name in vars(Conformance) if name.startswith("check_")]
+
+
+def _must(condition: object, what: str) -> None:
+    if not condition:
+        raise ContractBroken(what)
+
+
+@contextmanager
+def _raises(kind: type[BrokerError], what: str) -> Iterator[None]:
+    try:
+        yield
+    except kind:
+        return
+    except BrokerError as error:
+        raise ContractBroken(f"{what} raised {type(error).__name__}, not {kind.__name__}") from error
+    raise ContractBroken(f"{what} did not raise {kind.__name__}")
+
+
+class Conformance:
+    """The suite for one place. `connect` opens it anew each time, as another process would; `secrets` are texts
+    that must not show up where the driver is printed."""
+
+    def __init__(
+        self,
+        connect: Callable[[], OpenBroker],
+        *,
+        secrets: tuple[str, ...] = (),
+        largest: int = MAX_OBJECT_SIZE,
+    ) -> None:
+        self._connect = connect
+        self._secrets = secrets
+        self._largest = largest
+        self._prefix = f"cs-check/{entropy.token_hex(8)}/"
+        self._stored: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> list[Check]:
+        """Run every check, whatever the others say."""
+        return [self.run_one(name) for name in names()]
+
+    def run_one(self, name: str) -> Check:
+        """Run one check and remove what it stored. Never raises for what the driver does."""
+        began = clock.monotonic()
+        self._broker = self._connect()
+        try:
+            getattr(self, f"check_{name}")()
+            check = (True, "")
+        except (ContractBroken, BrokerError) as error:
+            code = f"{error.code}: " if isinstance(error, BrokerError) else ""
+            check = (False, f"{code}{error}")
+        except Exception as error:  # noqa: BLE001 - whatever a driver does is a result
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            check = (False, f"{type(error).__name__} in {where.name}")
+        left = self._clean_up()
+        self._broker.retire()
+        if left and check[0]:
+            check = (False, f"{left} objects could not be removed")
+        return Check(name, *check, round(clock.monotonic() - began, 3))
+
+    # -- helpers ------------------------------------------------------------------------------------------
+
+    def _name(self, text: str = "") -> str:
+        return f"{self._prefix}{text}{entropy.token_hex(16)}"
+
+    def _put(self, data: bytes, name: str | None = None) -> str:
+        locator = self._broker.put(name or self._name(), data)
+        with self._lock:
+            self._stored[locator] = None
+        return locator
+
+    def _clean_up(self) -> int:
+        for locator in list(self._stored):
+            with suppress(BrokerError):
+                self._broker.delete(locator)
+                del self._stored[locator]
+        return len(self._stored)
+
+    @contextmanager
+    def _another(self) -> Iterator[OpenBroker]:
+        other = self._connect()
+        try:
+            yield other
+        finally:
+            other.retire()
+
+    def _round_trip(self, size: int) -> None:
+        data = entropy.token_bytes(size)
+        locator = self._put(data)
+        _must(self._broker.get(locator) == data, f"{size} bytes read back differently")
+        found = self._broker.stat(locator)
+        _must(found.size == size, f"stat says {found.size} bytes where {size} were stored")
+
+    # -- the checks ---------------------------------------------------------------------------------------
+
+    def check_probe(self) -> None:
+        """The place takes and gives bytes."""
+        self._broker.probe()
+
+    def check_empty_object(self) -> None:
+        self._round_trip(0)
+        locator = self._put(b"")
+        _must(self._broker.get(locator, 0, 10) == b"", "a range from 0 of an empty object is not empty")
+        with _raises(RangeError, "a range from 1 of an empty object"):
+            self._broker.get(locator, 1, 1)
+
+    def check_one_byte(self) -> None:
+        self._round_trip(1)
+
+    def check_one_mebibyte(self) -> None:
+        self._round_trip(MEBIBYTE)
+
+    def check_largest_object(self) -> None:
+        self._round_trip(self._largest)
+
+    def check_read_after_write(self) -> None:
+        """Another connection reads what this one wrote, at once."""
+        data = entropy.token_bytes(1000)
+        locator = self._put(data)
+        with self._another() as other:
+            _must(other.get(locator) == data, "another connection reads other bytes")
+            other.delete(locator)
+        with _raises(NotFound, "reading what another connection has deleted"):
+            self._broker.get(locator)
+
+    def check_same_again(self) -> None:
+        """The same name and bytes again is success, and changes nothing."""
+        data, name = entropy.token_bytes(1000), self._name()
+        first, second = self._put(data, name), self._put(data, name)
+        _must(self._broker.get(first) == data, "the first locator does not read back")
+        _must(self._broker.get(second) == data, "the second locator does not read back")
+        _must(len(list(self._broker.list(name))) == 1, "the name is listed more than once")
+
+    def check_ranges(self) -> None:
+        data = entropy.token_bytes(100_000)
+        locator = self._put(data)
+        for start, length in (
+            (0, 1),
+            (0, 100_000),
+            (1, 1),
+            (65_536, 1000),
+            (99_999, 1),
+            (5, None),
+            (0, None),
+        ):
+            end = None if length is None else start + length
+            got = self._broker.get(locator, start, length)
+            _must(got == data[start:end], f"range {start}+{length} gave other bytes")
+        _must(
+            self._broker.get(locator, 99_990, 500) == data[99_990:], "a range over the end is not cut there"
+        )
+        _must(self._broker.get(locator, 10, 0) == b"", "a range of no length is not empty")
+        for start in (100_000, 200_000):
+            with _raises(RangeError, f"a range from {start} of 100000 bytes"):
+                self._broker.get(locator, start, 10)
+
+    def check_absent(self) -> None:
+        """What was never there is NotFound."""
+        name = self._name()
+        with _raises(NotFound, "get of an absent object"):
+            self._broker.get(name)
+        with _raises(NotFound, "a range of an absent object"):
+            self._broker.get(name, 10, 10)
+        with _raises(NotFound, "stat of an absent object"):
+            self._broker.stat(name)
+
+    def check_delete(self) -> None:
+        """Deleting is final and can be repeated."""
+        locator = self._put(b"to be deleted")
+        for _ in range(2):
+            self._broker.delete(locator)
+        with _raises(NotFound, "get of a deleted object"):
+            self._broker.get(locator)
+        with _raises(NotFound, "stat of a deleted object"):
+            self._broker.stat(locator)
+        _must(not list(self._broker.list(self._prefix)), "a deleted object is still listed")
+        self._broker.delete(self._name())
+
+    def check_list(self) -> None:
+        """Complete by prefix, with sizes, and nothing else."""
+        stored = {self._put(b"x" * number, self._name("a/")): number for number in range(LISTED)}
+        aside = self._put(b"aside", self._name("b/"))
+        for prefix in (f"{self._prefix}a/", f"{self._prefix}a"):
+            found = {f.path: f.size for f in self._broker.list(prefix)}
+            _must(set(found) == set(stored), f"{len(found)} objects listed where {len(stored)} are")
+            wrong = [p for p, size in found.items() if size not in (-1, stored[p])]
+            _must(not wrong, f"{len(wrong)} sizes in the listing are wrong")
+        _must(aside in {f.path for f in self._broker.list(self._prefix)}, "the listing above lacks an object")
+        _must(not list(self._broker.list(self._name())), "something is listed under an unused prefix")
+
+    def check_stat(self) -> None:
+        """Size, checksum and time are those of the object."""
+        data = entropy.token_bytes(5000)
+        found = self._broker.stat(self._put(data))
+        _must(found.size == 5000, f"stat says {found.size} bytes where 5000 were stored")
+        if found.modified is not None:
+            _must(found.modified.tzinfo is not None, "the time has no zone")
+        if found.checksum is not None:
+            kind, _colon, value = found.checksum.partition(":")
+            _must(kind in ("sha256", "md5"), f"{kind!r} is not a kind of checksum")
+            right = hashlib.new(kind, data, usedforsecurity=False).hexdigest()
+            _must(value == right, f"the {kind} is not that of the bytes")
+
+    def check_threads(self) -> None:
+        """Many calls at a time do not mix."""
+        errors: list[str] = []
+
+        def work() -> None:
+            try:
+                for size in (10, 10_000, 300_000):
+                    self._round_trip(size)
+            except Exception as error:  # noqa: BLE001 - told by the caller's thread
+                errors.append(f"{type(error).__name__}: {error}")
+
+        threads = [threading.Thread(target=work) for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        _must(not errors, "; ".join(errors[:3]))
+
+    def check_buffers(self) -> None:
+        """Anything bytes-like is taken, and what comes back is bytes."""
+        data = entropy.token_bytes(2000)
+        for given in (bytearray(data), memoryview(data), memoryview(bytearray(b"x" + data))[1:]):
+            got = self._broker.get(self._put(given))  # type: ignore[arg-type]
+            _must(isinstance(got, bytes) and got == data, f"a {type(given).__name__} reads back differently")
+
+    def check_storage_info(self) -> None:
+        info = self._broker.info()
+        _must(set(info) == {"total", "used", "available"}, "the capacity lacks total, used or available")
+        total, used, available = info["total"], info["used"], info["available"]
+        if total is not None and used is not None:
+            _must(used <= total, "more is used than there is")
+        if total is not None and available is not None:
+            _must(available <= total, "more is available than there is")
+
+    def check_no_secret_shown(self) -> None:
+        driver = self._broker._driver
+        shown = f"{self._broker!r} {driver!r} {driver}"
+        _must(
+            not any(secret and secret in shown for secret in self._secrets),
+            "printing the driver shows a secret",
+        )
