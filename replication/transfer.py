@@ -62,8 +62,12 @@ def put(broker: Broker, key: str, data: Buffer, checksum: str) -> str:
 
 
 def fetch(broker: Broker, locator: str, start: int, length: int) -> bytes:
-    """Exactly `length` bytes of an object from `start`; not verified. Raises BrokerError."""
-    return open_broker(broker).get(locator, start, length)
+    """Exactly `length` bytes of an object from `start`; their content is not verified. Raises Corrupt for any
+    other number of bytes, or what the broker raises."""
+    data = open_broker(broker).get(locator, start, length)
+    if len(data) != length:
+        raise Corrupt(f"{len(data)} bytes came where {length} were asked for")
+    return data
 
 
 def fetch_all(broker: Broker, locator: str) -> bytes:

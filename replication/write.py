@@ -88,13 +88,14 @@ class _Put:
 
 
 class _Job:
-    """A segment under way. Its sealed bytes, and the process's slot for them, are given up as soon as every put
-    has succeeded, however slowly the client sends what follows; after a failed put they are kept for the
-    hand-off, until the writer settles the job."""
+    """A segment under way. Its sealed bytes, and the process's slot for them, are given up as soon as `needed`
+    puts have succeeded, however slowly the client sends what follows; after a failed put they are kept for
+    the hand-off, until the writer settles the job."""
 
-    def __init__(self, segment_id: int, size: int, wanted: int, sealing: Future[Sealed]) -> None:
+    def __init__(self, segment_id: int, size: int, needed: int, wanted: int, sealing: Future[Sealed]) -> None:
         self.segment_id = segment_id
         self.size = size
+        self.needed = needed
         self.wanted = wanted
         self.puts: list[_Put] = []
         self.header = b""
@@ -114,7 +115,7 @@ class _Job:
             future.add_done_callback(lambda _done: self._after_put())
 
     def _after_put(self) -> None:
-        if all(put.stored or put.failed or _succeeded(put.future) for put in self.puts):
+        if sum(put.stored or _succeeded(put.future) for put in self.puts) >= self.needed:
             self.free()
 
     def free(self) -> None:
@@ -325,7 +326,7 @@ class ContentWriter:
             key_version=content.key_version,
             wrapped_key=bytes(content.wrapped_key),
         )
-        job = _Job(segment.pk, size, self.wanted, sealing)
+        job = _Job(segment.pk, size, self.acknowledge, self.wanted, sealing)
         self._jobs.append(job)
         job.send(puts)
 

@@ -8,132 +8,268 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('brokers', '0001_initial'),
+        ("brokers", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Content',
+            name="Content",
             fields=[
-                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('state', models.CharField(choices=[('open', 'open'), ('sealed', 'sealed'), ('condemned', 'condemned')], default='open', max_length=20)),
-                ('size', models.BigIntegerField(default=0)),
-                ('sha256', models.CharField(blank=True, max_length=64)),
-                ('copies', models.PositiveSmallIntegerField(blank=True, null=True)),
-                ('key_version', models.PositiveIntegerField()),
-                ('wrapped_key', models.BinaryField()),
-                ('created_at', models.DateTimeField(default=brokers.clock.now)),
-                ('sealed_at', models.DateTimeField(blank=True, null=True)),
-                ('condemned_at', models.DateTimeField(blank=True, null=True)),
+                (
+                    "id",
+                    models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False),
+                ),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[("open", "open"), ("sealed", "sealed"), ("condemned", "condemned")],
+                        default="open",
+                        max_length=20,
+                    ),
+                ),
+                ("size", models.BigIntegerField(default=0)),
+                ("sha256", models.CharField(blank=True, max_length=64)),
+                ("copies", models.PositiveSmallIntegerField(blank=True, null=True)),
+                ("key_version", models.PositiveIntegerField()),
+                ("wrapped_key", models.BinaryField()),
+                ("created_at", models.DateTimeField(default=brokers.clock.now)),
+                ("sealed_at", models.DateTimeField(blank=True, null=True)),
+                ("condemned_at", models.DateTimeField(blank=True, null=True)),
             ],
             options={
-                'indexes': [models.Index(fields=['state', 'condemned_at'], name='content_state')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('size__gte', 0)), name='content_size_not_negative')],
+                "indexes": [models.Index(fields=["state", "condemned_at"], name="content_state")],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("size__gte", 0)), name="content_size_not_negative"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Event',
+            name="Event",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField(db_index=True, default=brokers.clock.now)),
-                ('kind', models.CharField(max_length=50)),
-                ('content', models.UUIDField(blank=True, db_index=True, null=True)),
-                ('detail', models.CharField(blank=True, max_length=300)),
-                ('broker', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='brokers.broker')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("at", models.DateTimeField(db_index=True, default=brokers.clock.now)),
+                ("kind", models.CharField(max_length=50)),
+                ("content", models.UUIDField(blank=True, db_index=True, null=True)),
+                ("detail", models.CharField(blank=True, max_length=300)),
+                (
+                    "broker",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="brokers.broker",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-at', '-id'],
+                "ordering": ["-at", "-id"],
             },
         ),
         migrations.CreateModel(
-            name='Policy',
+            name="Policy",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('copies', models.PositiveSmallIntegerField(default=2, help_text='Copies of every segment, on distinct domains.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(10)])),
-                ('ack_copies', models.PositiveSmallIntegerField(default=2, help_text='Verified copies before an upload is acknowledged (at most the copies).', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(10)])),
-                ('allow_degraded', models.BooleanField(default=False, help_text='Acknowledge uploads with fewer copies while fewer domains are healthy.')),
-                ('scrub_days', models.PositiveSmallIntegerField(default=14, help_text='Every stored byte is re-read and hashed within so many days.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(365)])),
-                ('copies_changed_at', models.DateTimeField(default=brokers.clock.now, editable=False)),
-                ('swept_fingerprint', models.CharField(blank=True, editable=False, max_length=64)),
-                ('swept_at', models.DateTimeField(blank=True, editable=False, null=True)),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "copies",
+                    models.PositiveSmallIntegerField(
+                        default=2,
+                        help_text="Copies of every segment, on distinct domains.",
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(10),
+                        ],
+                    ),
+                ),
+                (
+                    "ack_copies",
+                    models.PositiveSmallIntegerField(
+                        default=2,
+                        help_text="Verified copies before an upload is acknowledged (at most the copies).",
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(10),
+                        ],
+                    ),
+                ),
+                (
+                    "allow_degraded",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Acknowledge uploads with fewer copies while fewer domains are healthy.",
+                    ),
+                ),
+                (
+                    "scrub_days",
+                    models.PositiveSmallIntegerField(
+                        default=14,
+                        help_text="Every stored byte is re-read and hashed within so many days.",
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(365),
+                        ],
+                    ),
+                ),
+                ("copies_changed_at", models.DateTimeField(default=brokers.clock.now, editable=False)),
+                ("swept_fingerprint", models.CharField(blank=True, editable=False, max_length=64)),
+                ("swept_at", models.DateTimeField(blank=True, editable=False, null=True)),
             ],
             options={
-                'verbose_name_plural': 'policy',
-                'constraints': [models.CheckConstraint(condition=models.Q(('id', 1)), name='policy_single_row')],
+                "verbose_name_plural": "policy",
+                "constraints": [
+                    models.CheckConstraint(condition=models.Q(("id", 1)), name="policy_single_row")
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Segment',
+            name="Segment",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('position', models.PositiveIntegerField()),
-                ('offset', models.BigIntegerField()),
-                ('size', models.PositiveIntegerField()),
-                ('sealed_size', models.PositiveIntegerField()),
-                ('checksum', models.CharField(blank=True, max_length=64)),
-                ('header', models.BinaryField(default=b'')),
-                ('check_at', models.DateTimeField(blank=True, null=True)),
-                ('attempts', models.PositiveSmallIntegerField(default=0)),
-                ('blocked', models.CharField(blank=True, max_length=200)),
-                ('content', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='segments', to='replication.content')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("position", models.PositiveIntegerField()),
+                ("offset", models.BigIntegerField()),
+                ("size", models.PositiveIntegerField()),
+                ("sealed_size", models.PositiveIntegerField()),
+                ("checksum", models.CharField(blank=True, max_length=64)),
+                ("header", models.BinaryField(default=b"")),
+                ("check_at", models.DateTimeField(blank=True, null=True)),
+                ("attempts", models.PositiveSmallIntegerField(default=0)),
+                ("blocked", models.CharField(blank=True, max_length=200)),
+                (
+                    "content",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="segments",
+                        to="replication.content",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['content', 'position'],
+                "ordering": ["content", "position"],
             },
         ),
         migrations.CreateModel(
-            name='Replica',
+            name="Replica",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('key', models.CharField(max_length=100, unique=True)),
-                ('locator', models.CharField(blank=True, max_length=500)),
-                ('state', models.CharField(choices=[('planned', 'planned'), ('stored', 'stored'), ('suspect', 'suspect'), ('lost', 'lost'), ('doomed', 'doomed')], default='planned', max_length=20)),
-                ('reason', models.CharField(blank=True, max_length=50)),
-                ('created_at', models.DateTimeField(default=brokers.clock.now)),
-                ('stored_at', models.DateTimeField(blank=True, null=True)),
-                ('verified_at', models.DateTimeField(blank=True, null=True)),
-                ('check_at', models.DateTimeField(blank=True, null=True)),
-                ('attempts', models.PositiveSmallIntegerField(default=0)),
-                ('broker', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='replicas', to='brokers.broker')),
-                ('segment', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='replicas', to='replication.segment')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("key", models.CharField(max_length=100, unique=True)),
+                ("locator", models.CharField(blank=True, max_length=500)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("planned", "planned"),
+                            ("stored", "stored"),
+                            ("suspect", "suspect"),
+                            ("lost", "lost"),
+                            ("doomed", "doomed"),
+                        ],
+                        default="planned",
+                        max_length=20,
+                    ),
+                ),
+                ("reason", models.CharField(blank=True, max_length=50)),
+                ("created_at", models.DateTimeField(default=brokers.clock.now)),
+                ("stored_at", models.DateTimeField(blank=True, null=True)),
+                ("verified_at", models.DateTimeField(blank=True, null=True)),
+                ("check_at", models.DateTimeField(blank=True, null=True)),
+                ("attempts", models.PositiveSmallIntegerField(default=0)),
+                (
+                    "broker",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="replicas",
+                        to="brokers.broker",
+                    ),
+                ),
+                (
+                    "segment",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="replicas",
+                        to="replication.segment",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Orphan',
+            name="Orphan",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('locator', models.CharField(max_length=500)),
-                ('size', models.BigIntegerField()),
-                ('first_seen', models.DateTimeField(default=brokers.clock.now)),
-                ('last_seen', models.DateTimeField(default=brokers.clock.now)),
-                ('broker', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='orphans', to='brokers.broker')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("locator", models.CharField(max_length=500)),
+                ("size", models.BigIntegerField()),
+                ("first_seen", models.DateTimeField(default=brokers.clock.now)),
+                ("last_seen", models.DateTimeField(default=brokers.clock.now)),
+                (
+                    "broker",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="orphans",
+                        to="brokers.broker",
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('broker', 'locator'), name='orphan_once')],
+                "constraints": [models.UniqueConstraint(fields=("broker", "locator"), name="orphan_once")],
             },
         ),
         migrations.AddIndex(
-            model_name='segment',
-            index=models.Index(condition=models.Q(('check_at__isnull', False)), fields=['check_at'], name='segment_due'),
+            model_name="segment",
+            index=models.Index(
+                condition=models.Q(("check_at__isnull", False)), fields=["check_at"], name="segment_due"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='segment',
-            constraint=models.UniqueConstraint(fields=('content', 'position'), name='segment_position'),
+            model_name="segment",
+            constraint=models.UniqueConstraint(fields=("content", "position"), name="segment_position"),
         ),
         migrations.AddIndex(
-            model_name='replica',
-            index=models.Index(fields=['broker', 'state', 'verified_at'], name='replica_scrub'),
+            model_name="replica",
+            index=models.Index(fields=["broker", "state", "verified_at"], name="replica_scrub"),
         ),
         migrations.AddIndex(
-            model_name='replica',
-            index=models.Index(condition=models.Q(('state', 'stored'), _negated=True), fields=['state', 'check_at'], name='replica_unsettled'),
+            model_name="replica",
+            index=models.Index(
+                condition=models.Q(("state", "stored"), _negated=True),
+                fields=["state", "check_at"],
+                name="replica_unsettled",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='replica',
-            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ('planned', 'stored', 'suspect'))), fields=('segment', 'broker'), name='replica_one_live_per_broker'),
+            model_name="replica",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("state__in", ("planned", "stored", "suspect"))),
+                fields=("segment", "broker"),
+                name="replica_one_live_per_broker",
+            ),
         ),
     ]
