@@ -1,0 +1,103 @@
+"""fsck names each violation by its code: one planted for each."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from brokers import clock
+from brokers.models import Broker, Health
+from replication import contents, keys
+from replication.fsck import check
+from replication.models import Content, Replica, Segment
+from tests.replication.kit import Objects, State, memory_broker, replicas, store
+
+pytestmark = pytest.mark.django_db
+
+
+def _rows(**changes: object) -> Callable[[Content], object]:
+    return lambda c: Replica.objects.filter(pk=replicas(c)[0].pk).update(**changes)
+
+
+def _segment(**changes: object) -> Callable[[Content], object]:
+    return lambda c: Segment.objects.filter(content=c).update(**changes)
+
+
+def _unknown(content: Content) -> None:
+    Objects(replicas(content)[0].broker)["cs/ab/" + "ab" * 16] = b"stray"
+
+
+def _missing(content: Content) -> None:
+    replica = replicas(content)[0]
+    del Objects(replica.broker)[replica.locator]
+
+
+def _damaged(content: Content) -> None:
+    replica = replicas(content)[0]
+    Objects(replica.broker)[replica.locator] = bytes(replica.segment.sealed_size)
+
+
+def _same_domain(content: Content) -> None:
+    Broker.objects.update(domain="one")
+
+
+def _third(content: Content) -> None:
+    third = memory_broker("c")
+    first = replicas(content)[0]
+    Objects(third)[first.key + "f"] = Objects(first.broker)[first.locator]
+    Replica.objects.create(
+        segment=first.segment, broker=third, key=first.key + "f", locator=first.key + "f", state=State.STORED
+    )
+
+
+def _wrong_key(content: Content) -> None:
+    version, wrapped = keys.new_wrapped_key(uuid.uuid4())
+    Content.objects.filter(pk=content.pk).update(key_version=version, wrapped_key=wrapped)
+
+
+def _offline(content: Content) -> None:
+    Broker.objects.filter(name="a").update(health=Health.OFFLINE, health_since=clock.now())
+
+
+PLANTED: dict[str, Callable[[Content], object]] = {
+    "segments_do_not_add_up": lambda c: Content.objects.filter(pk=c.pk).update(size=c.size + 1),
+    "wrong_offset": _segment(offset=5),
+    "bad_header": _segment(header=b"nonsense"),
+    "no_checksum": _segment(checksum=""),
+    "no_copy": lambda c: Replica.objects.filter(segment__content=c).update(state=State.LOST),
+    "copies_missing": _same_domain,
+    "copies_too_many": _third,
+    "replica_planned": _rows(state=State.PLANNED),
+    "replica_suspect": _rows(state=State.SUSPECT),
+    "replica_lost": _rows(state=State.LOST),
+    "replica_doomed": _rows(state=State.DOOMED),
+    "condemned": lambda c: contents.condemn_unreferenced([c.pk]),
+    "key_does_not_open": _wrong_key,
+    "unknown_object": _unknown,
+    "object_missing": _missing,
+    "object_damaged": _damaged,
+    "broker_not_readable": _offline,
+}
+
+
+@pytest.mark.parametrize("code", PLANTED)
+def test_planted_violations_are_named(code: str) -> None:
+    for name in ("a", "b"):
+        memory_broker(name)
+    content = store(b"x" * 1000)
+    assert {f.code for f in check(full=True)} == {"unreferenced"}
+    PLANTED[code](content)
+    assert code in {f.code for f in check(full=True)}
+
+
+def test_a_young_outage_is_not_a_missing_copy() -> None:
+    for name in ("a", "b"):
+        memory_broker(name)
+    store(b"x")
+    _offline(Content.objects.get())
+    assert "copies_missing" not in {f.code for f in check()}
+    Broker.objects.filter(name="a").update(health_since=clock.now() - timedelta(hours=1))
+    assert "copies_missing" in {f.code for f in check()}
