@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import http.client
 import os
 import selectors
 import signal
@@ -24,6 +23,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from cloudstore.children import Child, Guard, kill_group
 from cloudstore.config import BASE_DIR
+from cloudstore.web import answer
 
 READY_TRIES = 3  # how often the web server may end before its first answer
 
@@ -136,9 +136,11 @@ def children() -> list[Child]:
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     worker = ["worker", *level, *quiet, "--concurrency", str(settings.WORKER_PROCESSES)]
     beat = ["beat", *level, "--schedule", str(queue_folder / "schedule"), "--pidfile="]
+    # Celery's long advice against root: whoever runs `make run` as root in a container knows.
+    worker_env = {"MALLOC_ARENA_MAX": "2", "PYTHONWARNINGS": "ignore:You're running the worker"}
     found = [
         Child("web", [sys.executable, "-m", "cloudstore.web"], patience=15),
-        Child("worker", [*celery, *worker], patience=20, env={"MALLOC_ARENA_MAX": "2"}),
+        Child("worker", [*celery, *worker], patience=20, env=worker_env),
         Child("beat", [*celery, *beat], patience=5),
     ]
     if settings.EMBEDDED_QUEUE:
@@ -155,7 +157,7 @@ class Supervisor:
     def __init__(self, found: list[Child], guard: Guard, host: str, port: int) -> None:
         self.children = found
         self.guard = guard
-        self.host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+        self.host = host
         self.port = port
         self.ready = False
         self.stops = 0
@@ -236,16 +238,12 @@ class Supervisor:
 
     def _announce(self) -> None:
         """Says where CloudStore is once the web server answers."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=2)
-        try:
-            connection.request("GET", "/", headers={"Host": f"localhost:{self.port}"})
-            status = connection.getresponse().status
-        except (OSError, http.client.HTTPException):
+        status = answer()
+        if status is None:
             return
-        finally:
-            connection.close()
         self.ready = True
-        name = "localhost" if self.host in {"127.0.0.1", "::1", "localhost"} else self.host
+        everywhere = {"127.0.0.1", "::1", "0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        name = "localhost" if self.host in everywhere else self.host
         note = f" (it answers {status}: see the lines above)" if status >= 500 else ""
         say(f"CloudStore is at http://{name}:{self.port}{note}")
 

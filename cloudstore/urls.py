@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 urlpatterns = [
+    path("", include("accounts.urls")),  # before the admin site: it takes the place of its sign-in page
     path("admin/", admin.site.urls),
-    path("", include("accounts.urls")),
     path("", include("vfs.urls")),
 ]

@@ -1,9 +1,14 @@
-"""The web server: `python -m cloudstore.web` (Granian, WSGI, threads). Used by `make run` and by docker/."""
+"""The web server: `python -m cloudstore.web` (Granian, WSGI, threads). Used by `make run` and by docker/.
+
+`python -m cloudstore.web --check` asks a running one and ends with 0 when it answers.
+"""
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
+import sys
 from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloudstore.settings")
@@ -36,6 +41,27 @@ def main() -> None:
     server.serve()
 
 
+def answer() -> int | None:
+    """The status of the running server's start page, or None when nothing answers within 2 s."""
+    from django.conf import settings
+
+    host, port = settings.HOST, settings.PORT
+    name = next((name for name in settings.ALLOWED_HOSTS if name[0] not in "*.["), "localhost")
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    connection = http.client.HTTPConnection(address, port, timeout=2)
+    try:
+        connection.request("GET", "/", headers={"Host": f"{name}:{port}"})
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def check() -> int:
+    return 0 if (answer() or 500) < 500 else 1
+
+
 def log_config(ours: dict[str, Any]) -> dict[str, Any]:
     """Our logging for Granian too, without its advice on threads: ours wait for providers, not for a CPU."""
     filters = {"advice": {"()": "cloudstore.web.NoThreadAdvice"}}
@@ -49,4 +75,4 @@ class NoThreadAdvice(logging.Filter):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(check() if "--check" in sys.argv else main())

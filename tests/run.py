@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 from tests.servers import chromium
@@ -31,6 +34,8 @@ def main() -> int:
     options = parser.parse_args()
 
     env = {name: value for name, value in os.environ.items() if name not in product_variables()}
+    env["CLOUDSTORE_DATA"] = tempfile.mkdtemp(prefix="cloudstore-tests-")
+    atexit.register(shutil.rmtree, env["CLOUDSTORE_DATA"], ignore_errors=True)
     closing: list[tuple[str, int]] = []
     if options.db in {"", "sqlite"}:
         found = chromium.ensure()

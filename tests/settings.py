@@ -19,6 +19,4 @@ STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.Static
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *PASSWORD_HASHERS]  # noqa: F405
 # A queue in memory: hints go nowhere, as when every worker is down. The sweep must find all work.
 CELERY_BROKER_URL = "memory://localhost"
-# Hints go to a queue in memory that nobody reads: the sweeps find the work.
-CELERY_BROKER_URL = "memory://"
 LOGGING["root"]["level"] = "DEBUG"  # noqa: F405
