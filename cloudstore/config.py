@@ -62,6 +62,10 @@ def queue_socket(data: Path) -> Path:
     return Path(f"/tmp/cloudstore-{os.getuid()}-{digest}/valkey.sock")  # noqa: S108 - supervise checks it
 
 
+class WrongConfiguration(ImproperlyConfigured):
+    """What an operator has to mend before anything can start; its text is for him, without a traceback."""
+
+
 class _EnvFile(environ.Env):
     """Parses one file of NAME=VALUE lines into its own dictionary."""
 
@@ -208,7 +212,7 @@ class Config:
 
     def finish(self) -> None:
         if self.problems:
-            raise ImproperlyConfigured("wrong configuration:\n  " + "\n  ".join(self.problems))
+            raise WrongConfiguration("wrong configuration:\n  " + "\n  ".join(self.problems))
 
 
 def load() -> tuple[Config, Path, Path]:

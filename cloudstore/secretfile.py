@@ -12,9 +12,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from django.core.exceptions import ImproperlyConfigured
-
-from cloudstore.config import MASTER_KEY_BYTES, load
+from cloudstore.config import MASTER_KEY_BYTES, WrongConfiguration, load
 
 NAMES = ("SECRET_KEY", "CLOUDSTORE_MASTER_KEYS")
 HEAD = """\
@@ -27,7 +25,7 @@ def ensure(data: Path, target: Path) -> str | None:
     """Makes `data` (0700) and, unless the environment or `target` holds the secrets, `target` (0600).
 
     Returns what it did, or None when nothing was to do. Safe to run twice at the same time: one of the two
-    writes the file, whole or not at all. Raises ImproperlyConfigured where an old key is missing.
+    writes the file, whole or not at all. Raises WrongConfiguration where an old key is missing.
     """
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     if target.exists():
@@ -37,7 +35,7 @@ def ensure(data: Path, target: Path) -> str | None:
     if all(os.environ.get(name) for name in NAMES):
         return None
     if (data / "cloudstore.sqlite3").exists() or (data / "brokers").exists():
-        raise ImproperlyConfigured(
+        raise WrongConfiguration(
             f"{data} holds data of CloudStore, but {target} is missing. A new master key could not open\n"
             f"what the old one sealed, so none is made. Put the file back from its copy, or, to start anew\n"
             f"with nothing, move {data} away."
@@ -80,7 +78,7 @@ def main() -> int:
         config, data, target = load()
         config.finish()
         done = ensure(data, target)
-    except ImproperlyConfigured as error:
+    except WrongConfiguration as error:
         say(error)
         return 1
     except OSError as error:

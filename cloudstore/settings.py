@@ -7,9 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from csp.constants import NONE, SELF
-from django.core.exceptions import ImproperlyConfigured
 
-from cloudstore.config import BASE_DIR, load, queue_socket
+from cloudstore.config import BASE_DIR, WrongConfiguration, load, queue_socket
 
 # The secrets' file is made by `python -m cloudstore.secretfile`; the environment wins over it.
 config, CLOUDSTORE_DATA, SECRETS_FILE = load()
@@ -235,7 +234,7 @@ LOGGING: dict[str, Any] = {
 config.finish()
 if not SECRET_KEY or not CLOUDSTORE_MASTER_KEYS:
     missing = [n for n in ("SECRET_KEY", "CLOUDSTORE_MASTER_KEYS") if not globals()[n]]
-    raise ImproperlyConfigured(
+    raise WrongConfiguration(
         f"{' and '.join(missing)} not set: `make run` writes them to {SECRETS_FILE.name} in the data folder; "
         "in production give them in the environment"
     )

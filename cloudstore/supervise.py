@@ -19,10 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from django.core.exceptions import ImproperlyConfigured
-
 from cloudstore.children import Child, Guard, kill_group
-from cloudstore.config import BASE_DIR
+from cloudstore.config import BASE_DIR, WrongConfiguration
 from cloudstore.web import answer
 
 READY_TRIES = 3  # how often the web server may end before its first answer
@@ -277,7 +275,7 @@ def main(arguments: list[str]) -> int:
             if done.returncode:
                 raise CannotStart("The preparation failed; the reason stands above.")
         found = children()
-    except (CannotStart, ImproperlyConfigured, OSError) as error:
+    except (CannotStart, WrongConfiguration, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:

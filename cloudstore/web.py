@@ -75,4 +75,6 @@ class NoThreadAdvice(logging.Filter):
 
 
 if __name__ == "__main__":
-    sys.exit(check() if "--check" in sys.argv else main())
+    if "--check" in sys.argv:
+        sys.exit(check())
+    main()

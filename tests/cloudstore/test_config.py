@@ -66,6 +66,20 @@ def test_wrong_values_are_named_together_and_secrets_never_quoted(tmp_path: Path
     assert "hunter2" not in message and "aHVudGVyMg" not in message
 
 
+def test_a_command_tells_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
+    env = {**os.environ, "ENV_FILE": str(tmp_path / ".env"), "PORT": "http"}
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        env=env,
+        cwd=BASE_DIR,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "PORT: 'http' is not a whole number" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "url", ["postgresql://u:hunter2@db:port/x", "postgresql://", "sqlite://", "nonsense", "postgres://[::1/x"]
 )

@@ -46,7 +46,15 @@ def test_production_cookies_redirects_and_proxy(production: dict[str, str]) -> N
     done = subprocess.run(
         [sys.executable, "-c", code], env=production, cwd=BASE_DIR, capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.split() == "True True __Host-session True HTTP_X_FORWARDED_PROTO False False".split()
+    assert done.stdout.split() == [
+        "True",
+        "True",
+        "__Host-session",
+        "True",
+        "HTTP_X_FORWARDED_PROTO",
+        "False",
+        "False",
+    ]
 
 
 def test_nginx_neither_collects_nor_limits_bodies() -> None:

@@ -130,6 +130,7 @@ def test_no_child_survives_the_killed_supervisor(product: Product) -> None:
 
 def test_one_run_for_one_data_folder(product: Product) -> None:
     second = Product(data=product.data)
+    second.env["CLOUDSTORE_SECRETS"] = str(product.data / "secrets.env")
     try:
         second.spawn()
         assert second.process is not None

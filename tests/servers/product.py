@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -43,7 +45,8 @@ class Product:
     """A private CloudStore. `start()` blocks until it answers; `stop()` ends it by its process id.
 
     `url`, `data`, `password` (of the user `admin`) and `port` describe it. Extra keyword arguments are
-    variables of its environment (`Product(CLOUDSTORE_HEALTH_INTERVAL="5")`).
+    variables of its environment (`Product(CLOUDSTORE_HEALTH_INTERVAL="5")`). When the tests run on PostgreSQL, so
+    does it, in a database of its own.
     """
 
     def __init__(self, data: Path | None = None, **env: str) -> None:
@@ -63,6 +66,19 @@ class Product:
             "HOST": "127.0.0.1",
             **env,
         }
+        self.database: str | None = None
+        if os.environ.get("DATABASE_URL", "").startswith("postgresql:") and "DATABASE_URL" not in env:
+            self.database = f"product_{secrets.token_hex(6)}"
+            self._postgres(f"CREATE DATABASE {self.database}")
+            self.env["DATABASE_URL"] = (
+                urlsplit(os.environ["DATABASE_URL"])._replace(path=self.database).geturl()
+            )
+
+    def _postgres(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
 
     @property
     def url(self) -> str:
@@ -134,7 +150,7 @@ class Product:
 
     def manage_json(self, *arguments: str) -> Any:
         """The parsed output of `manage.py ... --json`."""
-        return json.loads(self.manage(*arguments, "--json").stdout.strip().splitlines()[-1])
+        return json.loads(self.manage(*arguments, "--json").stdout)
 
     def token(self, user: str = "admin") -> str:
         """A new API token of the user."""
@@ -183,6 +199,9 @@ class Product:
         try:
             self.stop()
         finally:
+            if self.database:
+                self._postgres(f"DROP DATABASE IF EXISTS {self.database} WITH (FORCE)")
+                self.database = None
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -56,13 +56,12 @@ class Command(BaseCommand):
         return due
 
     def _collect_static(self) -> bool:
-        """Collects static files when one of them changed since the last time. Old ones stay: a page that is
-        open in a browser during an upgrade still finds its own."""
+        """Collects static files anew when one of them changed since the last time."""
         stamp = Path(settings.STATIC_ROOT) / ".collected"
         print_ = static_fingerprint()
         if stamp.is_file() and stamp.read_text() == print_:
             return False
-        call_command("collectstatic", interactive=False, verbosity=0)
+        call_command("collectstatic", interactive=False, verbosity=0, clear=True)
         stamp.write_text(print_)
         return True
 
