@@ -181,6 +181,7 @@ class S3Broker(CloudBroker):
         )
         # One client for all threads; the storage would make a session per thread.
         self._client = storage.connection.meta.client
+        self._client.meta.events.register_last("before-parameter-build.s3", _stay_here)
         self._bucket = storage.bucket_name
         prefix = str(self.options.get("prefix") or "")
         self._prefix = f"{prefix}/" if prefix else ""
@@ -253,6 +254,7 @@ class S3Broker(CloudBroker):
                 Bucket=self._bucket, Prefix=self._prefix + path
             )
             for page in pages:
+                _check_listing(page)
                 for entry in page.get("Contents", []):
                     name = str(entry["Key"]).removeprefix(self._prefix)
                     if name and not name.endswith("/"):  # a "folder" that some tool has made
@@ -286,7 +288,9 @@ class S3Broker(CloudBroker):
         except Unauthorized as error:
             # Keys that may list but not write make the place read-only; keys that may do neither are revoked.
             with self._errors():
-                self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+                _check_listing(
+                    self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+                )
             raise ReadOnly(str(error)) from error
 
     def close(self) -> None:
@@ -335,6 +339,19 @@ class S3Broker(CloudBroker):
     def _confirm_bucket(self) -> None:
         with self._errors():
             self._client.head_bucket(Bucket=self._bucket)
+
+
+def _stay_here(params: Any, context: dict[str, Any], **_more: Any) -> None:
+    """Keep the SDK from following redirects to other regions: it asks again without end where a provider answers
+    each question with one, and credentials go nowhere else than where the operator said."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _check_listing(page: Mapping[str, Any]) -> None:
+    """A page of something else (a sign-in page, a proxy's apology) parses as a listing of nothing, which would
+    read as an empty bucket."""
+    if "IsTruncated" not in page:
+        raise Unavailable("the answer is no listing")
 
 
 def _named(response: Mapping[str, Any]) -> BrokerError:

@@ -16,6 +16,7 @@ from brokers.layers.call import LIMITS, Limit
 from brokers.models import Broker
 from brokers.services import add_broker
 from brokers.testing.faulty import FaultyBroker
+from tests.servers.seaweedfs import seaweedfs  # noqa: F401
 
 SHORT = 0.2
 

@@ -18,7 +18,7 @@ from brokers.testing import conformance
 from brokers.testing.conformance import Conformance
 from brokers.testing.faulty import FaultyBroker
 from tests.brokers.readme_broker import CustomBroker, NamesOnly
-from tests.servers.seaweedfs import SECRET_KEY, seaweedfs  # noqa: F401
+from tests.servers.seaweedfs import SECRET_KEY
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def names_only(tmp_path) -> Callable[[], OpenBroker]:
 
 
 @pytest.fixture
-def s3(seaweedfs) -> Callable[[], OpenBroker]:  # noqa: F811
+def s3(seaweedfs) -> Callable[[], OpenBroker]:
     return _s3(seaweedfs, "plain")
 
 
 @pytest.fixture
-def s3_versioned(seaweedfs) -> Callable[[], OpenBroker]:  # noqa: F811
+def s3_versioned(seaweedfs) -> Callable[[], OpenBroker]:
     connect = _s3(seaweedfs, "versioned", prefix="some/where")
     seaweedfs.client().put_bucket_versioning(
         Bucket="versioned", VersioningConfiguration={"Status": "Enabled"}
@@ -74,7 +74,7 @@ def test_driver(request, place, name):
     assert check.ok, check.detail
 
 
-def test_a_versioned_bucket_keeps_nothing_that_was_deleted(s3_versioned, seaweedfs):  # noqa: F811
+def test_a_versioned_bucket_keeps_nothing_that_was_deleted(s3_versioned, seaweedfs):
     client = seaweedfs.client()
     opened = s3_versioned()
     for _ in range(2):

@@ -57,8 +57,8 @@ class Calls:
             else:
                 about = str(first)
             if name == "replace":
-                about = f"{os.readlink('/proc/self/fd/%d' % named['dst_dir_fd'])}/{rest[0]}"
-            if name not in ("open",):
+                about = os.readlink(f"/proc/self/fd/{named['dst_dir_fd']}") + f"/{rest[0]}"
+            if name != "open":
                 self.seen.append((name, about))
             number = self.failing.get(name)
             if number:
@@ -75,7 +75,7 @@ def test_written_synced_renamed_and_the_folder_synced(monkeypatch, broker, root)
     broker.upload_file(b"first", "cs/ab/first")  # the folders are there and known from now on
     calls = Calls(monkeypatch)
     broker.upload_file(b"bytes", KEY)
-    steps = [(name, about) for name, about in calls.seen if name not in ("mkdir",)]
+    steps = [(name, about) for name, about in calls.seen if name != "mkdir"]
     temporary = steps[0][1]
     assert steps == [
         ("write", temporary),

@@ -1,0 +1,59 @@
+"""The examples of docs/brokers.md, as printed."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from brokers import registry
+from brokers.open import OpenBroker
+from brokers.services import add_broker
+from brokers.testing import conformance
+from brokers.testing.conformance import Conformance
+
+PAGE = (Path(__file__).parents[2] / "docs/brokers.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def example(monkeypatch) -> type:
+    module = types.ModuleType("mypackage.brokers")
+    exec(EXAMPLES[0], module.__dict__)
+    monkeypatch.setitem(sys.modules, "mypackage", types.ModuleType("mypackage"))
+    monkeypatch.setitem(sys.modules, "mypackage.brokers", module)
+    return module.FolderBroker
+
+
+@pytest.mark.parametrize("name", conformance.names())
+def test_the_example_keeps_the_contract(example, tmp_path, name):
+    check = Conformance(lambda: OpenBroker(example(str(tmp_path)))).run_one(name)
+    assert check.ok, check.detail
+
+
+@pytest.mark.django_db
+def test_the_example_registers_as_printed(example, settings, tmp_path):
+    found: dict[str, dict[str, str]] = {}
+    exec(EXAMPLES[1], found)
+    settings.CLOUDSTORE_BROKERS = found["CLOUDSTORE_BROKERS"]
+    assert registry.get("folder").secret_options == {"api_token"}
+    broker = add_broker("Example", "folder", "here", {"folder": str(tmp_path), "api_token": "t"})
+    assert broker.health == "online" and broker.options == {"folder": str(tmp_path)}
+
+
+def test_the_example_test_runs_as_printed(example, tmp_path):
+    space = {"FolderBroker": example}
+    exec(EXAMPLES[2], space)
+    space["test_folder_broker"]("one_byte", tmp_path)
+
+
+def test_every_shipped_driver_and_option_is_described():
+    for slug in registry.BUILT_IN:
+        assert f"### {slug}" in PAGE
+        if slug not in registry.HIDDEN:
+            fields = registry.get(slug).form.base_fields
+            shown = [name for name, field in fields.items() if not field.widget.is_hidden]
+            assert not [name for name in shown if f"`{name}`" not in PAGE]
