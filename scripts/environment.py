@@ -61,7 +61,7 @@ def install(name):
     content = wanted.read_bytes()
     stamp.unlink(missing_ok=True)
     say(f"Installing requirements/{name}.txt (a minute or two the first time)")
-    pip = [VENV / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
+    pip = [VENV / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq"]
     options = ["install", "--no-warn-script-location", "--require-hashes", "-r", str(wanted)]
     done = subprocess.run([*pip, *options], env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}, check=False)
     if done.returncode:

