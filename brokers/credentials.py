@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from brokers.keyring import KeyringError, keyring
+from django.conf import settings
+
+from brokers.keyring import Keyring, KeyringError, keyring
 from brokers.models import Broker
 
 PURPOSE = b"credential"
@@ -34,9 +36,9 @@ def open_secrets(broker: Broker) -> dict[str, str]:
     master key that is not configured here."""
     if broker.sealed_secrets is None or broker.secrets_key_version is None:
         return {}
-    plain = keyring().open(
-        PURPOSE, broker.secrets_key_version, bytes(broker.sealed_secrets), _bound_to(broker)
-    )
+    # Without the check against the database: a wrong key does not open anything, and this runs on threads.
+    ring = Keyring(settings.CLOUDSTORE_MASTER_KEYS)
+    plain = ring.open(PURPOSE, broker.secrets_key_version, bytes(broker.sealed_secrets), _bound_to(broker))
     found = json.loads(plain)
     if not isinstance(found, dict):
         raise KeyringError("sealed credentials are not a table")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -198,6 +199,8 @@ def write_marker(broker_id: int) -> Broker:
 
 
 def _check_row(broker: Broker) -> None:
+    if not math.isfinite(broker.weight):
+        raise InvalidOptions({"weight": ["Give a finite number."]})
     try:
         broker.full_clean(exclude=["sealed_secrets", "options"])
     except ValidationError as error:

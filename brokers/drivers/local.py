@@ -58,7 +58,11 @@ class LocalOptions(forms.Form):
     sync = forms.BooleanField(
         required=False, initial=True, help_text="Wait for the disk on each write. Off only for benchmarks."
     )
-    mount_point = forms.CharField(max_length=400, required=False, widget=forms.HiddenInput)
+    mount_point = forms.CharField(
+        max_length=400,
+        required=False,
+        help_text="What must be mounted for the folder to be there; found by itself when left empty.",
+    )
 
     def clean_root(self) -> str:
         given = Path(self.cleaned_data["root"]).expanduser()

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -136,6 +137,8 @@ class S3Options(forms.Form):
             usable = False
         if not usable:
             raise forms.ValidationError("Give an address like https://s3.example.com.")
+        if url and _never_a_provider(parts.hostname or ""):
+            raise forms.ValidationError("No provider lives at this address.")
         if url and (parts.username or parts.password or parts.query or parts.fragment):
             raise forms.ValidationError("Credentials and parameters do not belong into the address.")
         return url
@@ -339,6 +342,17 @@ class S3Broker(CloudBroker):
     def _confirm_bucket(self) -> None:
         with self._errors():
             self._client.head_bucket(Bucket=self._bucket)
+
+
+def _never_a_provider(host: str) -> bool:
+    """Addresses that reach something else than storage, such as a cloud's metadata service. Private addresses
+    are fine: many operators run their own S3 server."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_link_local or address.is_unspecified or address.is_multicast
 
 
 def _stay_here(params: Any, context: dict[str, Any], **_more: Any) -> None:

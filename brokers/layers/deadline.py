@@ -53,9 +53,15 @@ class Workers:
             self._busy += 1
             if self._busy > self._threads:
                 self._threads += 1
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._run, args=(self._jobs,), name=f"broker {self._name}", daemon=True
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError:  # the machine has no more threads
+                    self._threads -= 1
+                    self._busy -= 1
+                    return None
         self._jobs.put((future, work))
         return future
 

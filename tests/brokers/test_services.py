@@ -70,6 +70,7 @@ def test_foreign_objects_do_not_matter(clock, db):
         ({"name": ""}, "name"),
         ({"domain": " "}, "domain"),
         ({"weight": -1}, "weight"),
+        ({"weight": float("nan")}, "weight"),
         ({"options": {}}, "space"),
         ({"options": {"space": "x", "color": "red"}}, "color"),
         ({"name": "Memory"}, "name"),
@@ -312,3 +313,17 @@ def test_a_check_that_fails_is_named(clock, memory_broker):
 
     with wrap(memory_broker.pk, broken), pytest.raises(CommandError, match=r"checks failed: .*stat"):
         run("broker_check", "Memory")
+
+
+def test_a_broker_is_changed_by_command(memory_broker):
+    shown = json.loads(run("broker_set", "Memory", "--rename", "M", "--weight", "0", "--disable", "--json"))
+    assert (shown["name"], shown["weight"], shown["enabled"]) == ("M", 0, False)
+    assert "online" in run("broker_set", "M", "--enable", "--option", f"capacity={10**10}")
+    assert Broker.objects.get().options == {"space": "one", "capacity": 10**10}
+    with pytest.raises(CommandError, match="does not carry this broker's marker"):
+        run("broker_set", "M", "--option", "space=two")
+    memory.clear("one")
+    run("broker_set", "M", "--write-marker")
+    assert MARKER_NAME in memory.space("one").objects
+    with pytest.raises(CommandError, match="there is no broker 'Memory'"):
+        run("broker_set", "Memory")

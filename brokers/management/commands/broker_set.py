@@ -1,0 +1,57 @@
+"""Change a broker."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from brokers.errors import BrokerError
+from brokers.management.arguments import add_option_arguments, read_options
+from brokers.models import Broker
+from brokers.present import as_dict, as_line
+from brokers.services import set_enabled, update_broker, write_marker
+
+
+class Command(BaseCommand):
+    help = (
+        "Change what is given; options and secrets that are left out stay. They must lead to the same place."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name")
+        parser.add_argument("--rename", metavar="NAME")
+        parser.add_argument("--domain")
+        parser.add_argument("--weight", type=float, help="0 takes no new copies")
+        add_option_arguments(parser)
+        enabled = parser.add_mutually_exclusive_group()
+        enabled.add_argument("--enable", action="store_const", const=True, dest="enabled")
+        enabled.add_argument("--disable", action="store_const", const=False, dest="enabled")
+        parser.add_argument(
+            "--write-marker",
+            action="store_true",
+            help="declare that the place, which has no marker, is this broker's",
+        )
+        parser.add_argument("--json", action="store_true")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        broker = Broker.objects.filter(name=options["name"]).first()
+        if broker is None:
+            raise CommandError(f"there is no broker {options['name']!r}")
+        given = read_options(options)
+        try:
+            broker = update_broker(
+                broker.pk,
+                name=options["rename"],
+                domain=options["domain"],
+                weight=options["weight"],
+                options=given or None,
+            )
+            if options["write_marker"]:
+                broker = write_marker(broker.pk)
+            if options["enabled"] is not None:
+                broker = set_enabled(broker.pk, options["enabled"])
+        except BrokerError as error:
+            raise CommandError(f"{error.code}: {error}") from None
+        self.stdout.write(json.dumps(as_dict(broker), indent=2) if options["json"] else as_line(broker))
