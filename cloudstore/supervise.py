@@ -280,7 +280,12 @@ def main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return Supervisor(found, Guard(keep=lock), settings.HOST, settings.PORT).run()
+    code = Supervisor(found, Guard(keep=lock), settings.HOST, settings.PORT).run()
+    if not settings.QUEUE_SOCKET.is_relative_to(data):
+        with contextlib.suppress(OSError):
+            settings.QUEUE_SOCKET.unlink(missing_ok=True)
+            settings.QUEUE_SOCKET.parent.rmdir()
+    return code
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
 """Settings of the test suite: the product's own, with throw-away secrets and a throw-away data folder."""
 
+import atexit
 import base64
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("SECRET_KEY", "tests-only-" + "k" * 50)
-os.environ.setdefault("CLOUDSTORE_MASTER_KEYS", "1:" + base64.b64encode(b"tests-only master key number one").decode())
-os.environ.setdefault("CLOUDSTORE_DATA", tempfile.mkdtemp(prefix="cloudstore-tests-"))
+os.environ.setdefault(
+    "CLOUDSTORE_MASTER_KEYS", "1:" + base64.b64encode(b"tests-only master key number one").decode()
+)
+if "CLOUDSTORE_DATA" not in os.environ:  # the processes of pytest-xdist take over that of the first
+    os.environ["CLOUDSTORE_DATA"] = tempfile.mkdtemp(prefix="cloudstore-tests-")
+    atexit.register(shutil.rmtree, os.environ["CLOUDSTORE_DATA"], ignore_errors=True)
 os.environ.setdefault("CLOUDSTORE_SECRETS", "/nonexistent/secrets.env")
 os.environ.setdefault("ENV_FILE", "/nonexistent/.env")  # not the developer's
 

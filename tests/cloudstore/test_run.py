@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudstore.config import BASE_DIR
+from cloudstore.config import BASE_DIR, queue_socket
 from tests.servers.product import Product
 
 pytestmark = pytest.mark.slow
@@ -180,6 +180,8 @@ def test_a_data_folder_with_a_long_and_strange_path() -> None:
         line = "worker     | INFO celery.worker.consumer.connection: Connected to redis+socket:///tmp/cloudstore-"
         if line not in deep.output:
             deep.wait_for(line)
+        assert deep.stop() == 0
+        assert not queue_socket(deep.data).parent.exists()
     finally:
         deep.close()
 
