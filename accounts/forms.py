@@ -6,6 +6,8 @@ from accounts.signin import MAX_LENGTH
 
 
 class SignInForm(forms.Form):
+    """Name and password; the cursor stands where it is needed next."""
+
     username = forms.CharField(
         max_length=MAX_LENGTH,
         widget=forms.TextInput(
@@ -22,3 +24,8 @@ class SignInForm(forms.Form):
         strip=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "current-password"}),
     )
+
+    def focus(self, name: str) -> None:
+        for field in self.fields.values():
+            field.widget.attrs.pop("autofocus", None)
+        self.fields[name].widget.attrs["autofocus"] = True

@@ -59,6 +59,8 @@ def claim(account: str, address: str) -> Claim:
     granted = Claim(
         pair=_key("pair", _folded(account), _network(address)), address=_key("address", _network(address))
     )
+    if not SignInAttempts.objects.filter(pk=granted.pair).exists():
+        SignInAttempts.objects.filter(last_at__lt=now - KEPT).delete()
     with transaction.atomic():
         _count(granted.address, ADDRESS, now)
         _count(granted.pair, PAIR, now)
@@ -80,9 +82,6 @@ def take_back(granted: Claim) -> None:
 
 
 def _count(key: str, rule: Rule, now: datetime) -> None:
-    if not SignInAttempts.objects.filter(pk=key).exists():
-        SignInAttempts.objects.filter(last_at__lt=now - KEPT).delete()
-        SignInAttempts.objects.bulk_create([SignInAttempts(key=key, last_at=now)], ignore_conflicts=True)
     open_now = Q(blocked_until__isnull=True) | Q(blocked_until__lte=now)
     recent = Q(last_at__gte=now - WINDOW)
     # One statement, whose row count decides. `failures` is the number before this attempt.
@@ -90,14 +89,21 @@ def _count(key: str, rule: Rule, now: datetime) -> None:
         When(recent & Q(failures__gte=rule.free - 1 + step), then=Value(now + timedelta(seconds=wait)))
         for step, wait in reversed(list(enumerate(rule.waits)))
     ]
-    counted = SignInAttempts.objects.filter(open_now, pk=key).update(
-        failures=Case(When(recent, then=F("failures") + 1), default=Value(1)),
-        blocked_until=Case(*waits, default=Value(None)),
-        last_at=now,
-    )
-    if not counted:
-        row = SignInAttempts.objects.filter(pk=key).values_list("blocked_until", flat=True).first()
-        raise Throttled(max(1, math.ceil((row - now).total_seconds()) if row else 1))
+    changes = {
+        "failures": Case(When(recent, then=F("failures") + 1), default=Value(1)),
+        "blocked_until": Case(*waits, default=Value(None)),
+        "last_at": now,
+    }
+    until = now
+    for _ in range(3):  # again when there is no row yet, or a success elsewhere has just deleted it
+        if SignInAttempts.objects.filter(open_now, pk=key).update(**changes):
+            return
+        found = SignInAttempts.objects.filter(pk=key).values_list("blocked_until", flat=True)
+        until = found.first() or now
+        if until > now:
+            break
+        SignInAttempts.objects.bulk_create([SignInAttempts(key=key, last_at=now)], ignore_conflicts=True)
+    raise Throttled(max(1, math.ceil((until - now).total_seconds())))
 
 
 def _uncount(key: str, rule: Rule) -> None:

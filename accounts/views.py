@@ -81,5 +81,7 @@ def _duration(seconds: int) -> str:
 def _form_page(
     request: HttpRequest, form: SignInForm, given_next: str, problem: str = "", status: int = 200
 ) -> HttpResponse:
+    if problem and form.data.get("username"):
+        form.focus("password")
     context = {"form": form, "next": given_next if _is_local(given_next) else "", "problem": problem}
     return render(request, "accounts/sign_in.html", context, status=status)
