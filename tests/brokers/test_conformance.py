@@ -98,7 +98,7 @@ BREAKS: dict[str, tuple[Break, set[str]]] = {
     "kept": (lambda f: f.keep(), {"delete", "read_after_write"}),
     "size": (lambda f: f.lie(size=7), {"stat", "one_byte"}),
     "checksum": (lambda f: f.lie(checksum="sha256:00"), {"stat"}),
-    "hidden": (lambda f: f.hide(lambda path: path.endswith("0")), {"list"}),
+    "hidden": (lambda f: f.hide(lambda path: path[-1] < "8"), {"list"}),
     "room": (lambda f: f.capacity({"total": 1, "used": 2, "available": 0}), {"storage_info"}),
     "outage": (lambda f: f.fail("stat", Unavailable("x")), {"absent", "stat"}),
     "ranges": (lambda f: f.swap("get", b"other", on=lambda r: True), {"ranges", "buffers"}),

@@ -7,7 +7,7 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
 from brokers import health, marker
 from brokers import open as open_module
@@ -269,3 +269,31 @@ def test_polls_of_many_threads_come_to_one_result(clock, memory_broker):
     for thread in threads:
         thread.join()
     assert {s.health for s in seen} == {Health.ONLINE}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_processes_that_poll_at_once_write_one_change(clock):
+    """Real connections: both look, both try to write, one does."""
+    broker = add_broker("Memory", "memory", "memory", {"space": "one"})
+    clock.advance(seconds=300)
+    barrier = threading.Barrier(4)
+    rows, errors = [], []
+
+    def work() -> None:
+        try:
+            barrier.wait()
+            rows.append(health.poll(broker.pk))
+        except Exception as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    with faulty(broker) as broken:
+        broken.fail("get", Unauthorized("revoked"))
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not errors and {row.health for row in rows} == {Health.OFFLINE}
+    assert kinds(broker) == ["added", "online", "offline"]
