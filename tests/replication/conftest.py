@@ -1,5 +1,5 @@
 """Fixtures of the tests of bytes; those of brokers serve here too."""
 
-from tests.brokers.conftest import _clean_brokers, short_limits
+from tests.brokers.conftest import _clean_brokers
 
-__all__ = ["_clean_brokers", "short_limits"]
+__all__ = ["_clean_brokers"]

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from django.db import transaction
 
+from brokers import open as open_module
 from brokers.errors import OutOfSpace, ReadOnly, Timeout, Unauthorized, Unavailable
 from brokers.health import poll
+from brokers.layers.call import LIMITS, Limit
 from brokers.models import Broker, Health
 from brokers.services import add_broker
 from brokers.testing.faulty import FaultyBroker
@@ -98,12 +100,20 @@ def _garbage(driver: FaultyBroker) -> None:
     driver.swap("get", b"<html>It works!</html>" * 20_000)
 
 
+@contextmanager
+def hung(broker: Broker) -> Iterator[None]:
+    """No call ends. The limits are shorter than in the product, and long enough for a busy machine."""
+    limits = {name: Limit(1.0, 1.0) for name in LIMITS}
+    with open_module.wrap(broker.pk, limits=limits), scripted(lambda d: d.hang("*"))(broker):
+        yield
+
+
 FAILURES: dict[str, tuple[Callable[[Broker], AbstractContextManager[None]], Health]] = {
     "renamed away": (renamed_away, Health.OFFLINE),
     "replaced by an empty folder": (replaced_by_an_empty_folder, Health.OFFLINE),
     "read-only": (scripted(_read_only), Health.READ_ONLY),
     "full": (scripted(_full), Health.FULL),
-    "hung": (scripted(lambda d: d.hang("*")), Health.OFFLINE),
+    "hung": (hung, Health.OFFLINE),
     "garbage": (scripted(_garbage), Health.OFFLINE),
     "down": (scripted(lambda d: d.fail("*", Unavailable("down"))), Health.OFFLINE),
     "revoked": (scripted(lambda d: d.fail("*", Unauthorized("revoked"))), Health.OFFLINE),
@@ -112,7 +122,6 @@ FAILURES: dict[str, tuple[Callable[[Broker], AbstractContextManager[None]], Heal
 
 
 @pytest.mark.parametrize("name", FAILURES)
-@pytest.mark.usefixtures("short_limits")
 def test_one_of_two_fails_and_returns(two: list[Broker], clock: VirtualClock, name: str) -> None:
     failing, health = FAILURES[name]
     small, large = os.urandom(1000), os.urandom(SEGMENT_SIZE + 5000)
@@ -155,7 +164,6 @@ def test_one_of_two_fails_and_returns(two: list[Broker], clock: VirtualClock, na
     assert codes() == set()
 
 
-@pytest.mark.usefixtures("short_limits")
 def test_both_away_is_an_outage_in_words(two: list[Broker], clock: VirtualClock) -> None:
     content = store(b"x" * 1000)
     with renamed_away(two[0]), renamed_away(two[1]):
