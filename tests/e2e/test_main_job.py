@@ -52,7 +52,9 @@ class Client:
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.product.port, timeout=120)
 
-    def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def call(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         connection = self.connect()
         connection.request(method, path, body, {**self.headers, **headers})
         answer = connection.getresponse()
@@ -91,7 +93,7 @@ def findings(product: Product) -> list[Any]:
 
 def broker_folders(product: Product) -> dict[str, Path]:
     return {
-        row["name"]: Path(row["options"]["root"]) for row in product.manage_json("broker_list")["brokers"]
+        row["name"]: Path(row["options"]["root"]) for row in product.manage_json("broker_list")
     }
 
 
@@ -216,7 +218,7 @@ def _answers(client: Client) -> bool:
 
 
 def health(product: Product, name: str) -> str:
-    rows = product.manage_json("broker_list")["brokers"]
+    rows = product.manage_json("broker_list")
     return next(str(row["health"]) for row in rows if row["name"] == name)
 
 

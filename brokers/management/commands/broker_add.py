@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
+from brokers.commands import JsonCommand
 from brokers.errors import BrokerError
 from brokers.management.arguments import add_option_arguments, read_options
 from brokers.present import as_dict, as_line
 from brokers.services import add_broker
 
 
-class Command(BaseCommand):
+class Command(JsonCommand):
     help = "Connect a place: prepare it, mark it, poll it."
 
-    def add_arguments(self, parser: CommandParser) -> None:
+    def add_options(self, parser: CommandParser) -> None:
         parser.add_argument("name")
         parser.add_argument("--driver", required=True)
         parser.add_argument(
@@ -25,7 +25,6 @@ class Command(BaseCommand):
         add_option_arguments(parser)
         parser.add_argument("--weight", type=float, default=1.0)
         parser.add_argument("--adopt", action="store_true", help="take over a place of a removed broker")
-        parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
         given = read_options(options)
@@ -40,4 +39,4 @@ class Command(BaseCommand):
             )
         except BrokerError as error:
             raise CommandError(f"{error.code}: {error}") from None
-        self.stdout.write(json.dumps(as_dict(broker), indent=2) if options["json"] else as_line(broker))
+        self.report(options, as_dict(broker), as_line(broker))

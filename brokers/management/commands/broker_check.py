@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from brokers import credentials, health
+from brokers.commands import JsonCommand
 from brokers.errors import BrokerError
 from brokers.keyring import KeyringError
 from brokers.models import Broker, Health
@@ -17,16 +17,15 @@ from brokers.present import as_dict, as_line
 from brokers.testing.conformance import Conformance
 
 
-class Command(BaseCommand):
+class Command(JsonCommand):
     help = (
         "Poll a broker, then run the conformance suite under a random prefix of its place and clean up. "
         "About 30 MB are moved each way. The exit status is 1 when something fails."
     )
 
-    def add_arguments(self, parser: CommandParser) -> None:
+    def add_options(self, parser: CommandParser) -> None:
         parser.add_argument("name")
         parser.add_argument("--poll-only", action="store_true", help="poll, and leave the suite out")
-        parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
         broker = Broker.objects.filter(name=options["name"]).first()
@@ -41,14 +40,12 @@ class Command(BaseCommand):
                 checks = Conformance(lambda: connect(broker), secrets=secrets).run()
             except (BrokerError, KeyringError) as error:
                 raise CommandError(str(error)) from None
-        if options["json"]:
-            result = {"broker": as_dict(broker), "checks": [asdict(check) for check in checks]}
-            self.stdout.write(json.dumps(result, indent=2))
-        else:
-            self.stdout.write(as_line(broker) + (f": {broker.health_detail}" if broker.health_detail else ""))
-            for check in checks:
-                mark = "ok  " if check.ok else "FAIL"
-                self.stdout.write(f"{mark} {check.name} ({check.seconds:.2f} s) {check.detail}".rstrip())
+        words = [as_line(broker) + (f": {broker.health_detail}" if broker.health_detail else "")]
+        for check in checks:
+            mark = "ok  " if check.ok else "FAIL"
+            words.append(f"{mark} {check.name} ({check.seconds:.2f} s) {check.detail}".rstrip())
+        result = {"broker": as_dict(broker), "checks": [asdict(check) for check in checks]}
+        self.report(options, result, "\n".join(words))
         failed = [check.name for check in checks if not check.ok]
         if failed:
             raise CommandError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
+from brokers.commands import JsonCommand
 from brokers.errors import BrokerError
 from brokers.management.arguments import add_option_arguments, read_options
 from brokers.models import Broker
@@ -14,12 +14,12 @@ from brokers.present import as_dict, as_line
 from brokers.services import set_enabled, update_broker, write_marker
 
 
-class Command(BaseCommand):
+class Command(JsonCommand):
     help = (
         "Change what is given; options and secrets that are left out stay. They must lead to the same place."
     )
 
-    def add_arguments(self, parser: CommandParser) -> None:
+    def add_options(self, parser: CommandParser) -> None:
         parser.add_argument("name")
         parser.add_argument("--rename", metavar="NAME")
         parser.add_argument("--domain")
@@ -33,7 +33,6 @@ class Command(BaseCommand):
             action="store_true",
             help="declare that the place, which has no marker, is this broker's",
         )
-        parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
         broker = Broker.objects.filter(name=options["name"]).first()
@@ -54,4 +53,4 @@ class Command(BaseCommand):
                 broker = set_enabled(broker.pk, options["enabled"])
         except BrokerError as error:
             raise CommandError(f"{error.code}: {error}") from None
-        self.stdout.write(json.dumps(as_dict(broker), indent=2) if options["json"] else as_line(broker))
+        self.report(options, as_dict(broker), as_line(broker))
