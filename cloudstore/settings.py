@@ -207,12 +207,17 @@ CLOUDSTORE_ORPHAN_AGE = config.seconds("CLOUDSTORE_ORPHAN_AGE", 172_800, low=0, 
 # vfs
 CLOUDSTORE_UPLOAD_EXPIRY = config.seconds("CLOUDSTORE_UPLOAD_EXPIRY", 3600, low=60, high=604_800)
 
+# How often each sweep runs, in seconds. A message that nobody took by the next turn is dropped.
 CELERY_BEAT_SCHEDULE = {
-    "poll-brokers": {"task": "brokers.tasks.poll_brokers", "schedule": 15.0},
-    "sweep": {"task": "replication.tasks.sweep", "schedule": 30.0},
-    "scrub": {"task": "replication.tasks.scrub", "schedule": 300.0},
-    "expire-uploads": {"task": "vfs.tasks.expire_uploads", "schedule": 60.0},
-    "collect": {"task": "replication.tasks.collect", "schedule": 120.0},
+    name: {"task": task, "schedule": float(seconds), "options": {"expires": float(seconds)}}
+    for name, task, seconds in (
+        ("poll-brokers", "brokers.tasks.poll_brokers", min(15, CLOUDSTORE_HEALTH_INTERVAL)),
+        ("sweep", "replication.tasks.sweep", 30),
+        ("scrub", "replication.tasks.scrub", 300),
+        ("expire-uploads", "vfs.tasks.expire_uploads", 60),
+        ("collect", "replication.tasks.collect", 120),
+        ("find-orphans", "replication.tasks.find_orphans", 86_400),
+    )
 }
 
 LOG_LEVEL = config.choice("LOG_LEVEL", "INFO", {"DEBUG", "INFO", "WARNING", "ERROR"})
