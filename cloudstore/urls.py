@@ -1,10 +1,13 @@
 """Where each address leads."""
 
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import include, path, re_path
+
+from vfs.api.base import NotFoundView
 
 urlpatterns = [
     path("", include("accounts.urls")),  # before the admin site: it takes the place of its sign-in page
     path("admin/", admin.site.urls),
     path("", include("vfs.urls")),
+    re_path(r"^api/v1/", NotFoundView.as_view()),  # the API's own 404, after everything else below it
 ]

@@ -31,11 +31,11 @@ def _tree() -> Iterator[Finding]:
         if parent is not None and key != name_key(name):
             yield Finding("wrong_name_key", f"node {pk}: {name!r} has the key {key!r}")
     rooted: set[uuid.UUID] = set()
-    for pk, (parent, _kind, owner) in parents.items():
-        if parent is not None:
-            if parents[parent][1] != Node.Kind.FOLDER:
+    for pk, (above, _kind, owner) in parents.items():
+        if above is not None:
+            if parents[above][1] != Node.Kind.FOLDER:
                 yield Finding("parent_is_a_file", f"node {pk}")
-            if parents[parent][2] != owner:
+            if parents[above][2] != owner:
                 yield Finding("parent_of_another_owner", f"node {pk}")
         way: list[uuid.UUID] = []
         seen: set[uuid.UUID] = set()

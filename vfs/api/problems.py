@@ -1,0 +1,112 @@
+"""Errors as problem details (RFC 9457): `type`, `title`, `status`, `detail` and a stable `code`."""
+
+from __future__ import annotations
+
+import http
+import logging
+from typing import Any
+
+from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
+from django.http import Http404
+from django.http.multipartparser import MultiPartParserError
+from rest_framework import exceptions
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+from accounts.quota import QuotaExceeded
+from replication.errors import ContentDamaged, ContentUnavailable, StateConflict, WriteRefused
+from vfs.amounts import amount
+from vfs.errors import VfsError
+
+log = logging.getLogger(__name__)
+
+CONTENT_TYPE = "application/problem+json"
+RETRY_AFTER = 30  # seconds, where waiting can help
+
+
+class Refused(Exception):
+    """A request that is wrong in itself: `status`, `code` and words."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail = status, code, detail
+        self.headers = headers or {}
+
+
+# Everything that is not 400.
+_VFS_STATUS = {
+    "not_found": 404,
+    "name_taken": 409,
+    "not_a_folder": 409,
+    "is_a_folder": 409,
+    "is_root": 409,
+    "folder_deleted": 409,
+    "account_closed": 403,
+    "precondition_failed": 412,
+}
+
+
+def problem(status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
+    """The body of a problem."""
+    title = http.HTTPStatus(status).phrase
+    return {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
+
+
+def describe(error: Exception) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """An error that the services raise as (problem, headers); None when it is none of them."""
+    wait = {"Retry-After": str(RETRY_AFTER)}
+    match error:
+        case Refused():
+            return problem(error.status, error.code, error.detail), error.headers
+        case VfsError():
+            return problem(_VFS_STATUS.get(error.code, 400), error.code, str(error)), {}
+        case QuotaExceeded():
+            numbers = {n: getattr(error, n) for n in ("limit", "used", "reserved", "needed")}
+            free = max(0, error.limit - error.used - error.reserved)
+            detail = f"There is not enough space: {amount(error.needed)} needed, {amount(free)} free."
+            return problem(413, "quota_exceeded", detail, **numbers), {}
+        case WriteRefused():
+            detail = "Not enough storage providers take uploads at the moment. Nothing was stored; try again later."
+            return problem(503, error.code, detail), wait
+        case ContentUnavailable():
+            detail = "No storage provider that holds this file answers at the moment. Try again later."
+            return problem(503, error.code, detail), wait
+        case ContentDamaged():
+            return problem(502, error.code, "No undamaged copy of this file could be read."), {}
+        case StateConflict():
+            return problem(409, error.code, "The upload expired or was cancelled. Nothing was stored."), {}
+    return None
+
+
+def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
+    """DRF's exception handler. None (an unknown error) ends in a 500 without any detail."""
+    known = describe(error)
+    if known is None:
+        known = _framework(error)
+    if known is None:
+        return None
+    set_rollback()
+    body, headers = known
+    return Response(body, status=body["status"], headers=headers, content_type=CONTENT_TYPE)
+
+
+def _framework(error: Exception) -> tuple[dict[str, Any], dict[str, str]] | None:
+    if isinstance(error, Http404):
+        return problem(404, "not_found", "There is nothing here."), {}
+    if isinstance(error, PermissionDenied):
+        return problem(403, "permission_denied", "This is not allowed."), {}
+    if isinstance(error, SuspiciousOperation | BadRequest | MultiPartParserError):
+        return problem(400, "bad_request", "The request cannot be read."), {}
+    if not isinstance(error, exceptions.APIException):
+        return None
+    headers = {}
+    if auth_header := getattr(error, "auth_header", None):
+        headers["WWW-Authenticate"] = auth_header
+    if wait := getattr(error, "wait", None):
+        headers["Retry-After"] = str(int(wait))
+    if isinstance(error, exceptions.ValidationError):
+        fields = error.get_full_details()
+        return problem(400, "invalid", "Some values are not valid.", errors=fields), headers
+    codes = error.get_codes()
+    code = codes if isinstance(codes, str) else error.default_code
+    return problem(error.status_code, code, str(error.detail)), headers
