@@ -51,7 +51,7 @@ def collect(*, dry_run: bool = False, grace: timedelta | None = None) -> Report:
     report = Report()
     grace = settings.CLOUDSTORE_COLLECT_GRACE if grace is None else grace
     now = clock.now()
-    due = _due_contents(now, grace)
+    due = due_contents(now, grace)
     if dry_run:
         _tell(report, due, now)
         return report
@@ -63,8 +63,9 @@ def collect(*, dry_run: bool = False, grace: timedelta | None = None) -> Report:
     return report
 
 
-def _due_contents(now: datetime, grace: timedelta) -> QuerySet[Content]:
-    never_seen = Q(sealed_at=None)
+def due_contents(now: datetime, grace: timedelta) -> QuerySet[Content]:
+    """Condemned contents whose grace was over at `now`. What was never sealed nobody ever saw: no grace."""
+    never_seen = Q(sealed_at=None, condemned_at__lte=now)
     return Content.objects.filter(
         never_seen | Q(condemned_at__lte=now - grace), state=Content.State.CONDEMNED
     )
@@ -160,7 +161,7 @@ def _again(replica: Replica, why: str, report: Report) -> None:
 
 def _drop_empty(report: Report, now: datetime, grace: timedelta) -> None:
     """Drop condemned contents that have no object left anywhere."""
-    empty = _due_contents(now, grace).exclude(segments__replicas__isnull=False)
+    empty = due_contents(now, grace).exclude(segments__replicas__isnull=False)
     for pk in list(unreferenced(empty).values_list("pk", flat=True)):
         with transaction.atomic():
             if Replica.objects.filter(segment__content=pk).exists():

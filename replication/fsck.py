@@ -8,15 +8,18 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import timedelta
 
+from django.conf import settings
 from django.db.models import Count, F, Max, Q, Sum
 from django.db.models.functions import Coalesce
 
+from brokers import clock
 from brokers.errors import BrokerError, NotFound
 from brokers.keyring import KeyringError
 from brokers.models import Broker
 from brokers.names import OBJECT_PREFIX
-from replication import orphans, policy, targets, transfer
+from replication import collect, orphans, policy, targets, transfer
 from replication.contents import unreferenced
 from replication.keys import content_key
 from replication.models import Content, Replica, Segment
@@ -24,6 +27,8 @@ from replication.seal import SealError, parse_header
 
 State = Replica.State
 WINDOW = 64
+# The collector may be so late before fsck calls it a violation.
+OVERDUE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +126,18 @@ def _copies() -> Iterator[Finding]:
 
 
 def _unsettled() -> Iterator[Finding]:
-    """At rest every replica of a sealed content is STORED, and nothing is waiting to be deleted."""
-    rows = Replica.objects.exclude(segment__content__state=Content.State.OPEN).exclude(state=State.STORED)
-    for replica in rows.select_related("segment"):
+    """At rest every replica of a sealed content is STORED, and nothing is overdue for the collector. What is
+    condemned waits for its grace by right."""
+    rows = Replica.objects.exclude(state=State.STORED).filter(
+        Q(segment__content__state=Content.State.SEALED) | Q(state=State.DOOMED)
+    )
+    for replica in rows.exclude(segment__content__state=Content.State.OPEN).select_related("segment"):
         yield Finding(
             f"replica_{replica.state}",
             f"replica {replica.key} of segment {replica.segment}: {replica.reason}",
         )
-    for content in Content.objects.filter(state=Content.State.CONDEMNED):
-        yield Finding("condemned", f"content {content.pk} waits for the collector")
+    for content in collect.due_contents(clock.now() - OVERDUE, settings.CLOUDSTORE_COLLECT_GRACE):
+        yield Finding("overdue", f"content {content.pk} should have been collected")
 
 
 def _keys() -> Iterator[Finding]:

@@ -185,10 +185,10 @@ def start_upload(client: Client, name: str, total: int, part: int) -> socket.soc
 
 
 def assert_nothing_left(running: Product, client: Client, before: set[Path], used: int) -> None:
-    until(lambda: client.json("/api/v1/account")["reserved"] == 0 or not running.manage("collect"))
+    until(lambda: client.json("/api/v1/account")["usage"]["reserved"] == 0 or not running.manage("collect"))
     running.manage("collect")
-    account = client.json("/api/v1/account")
-    assert (account["used"], account["reserved"]) == (used, 0)
+    usage = client.json("/api/v1/account")["usage"]
+    assert (usage["used"], usage["reserved"]) == (used, 0)
     status, _headers, _body = client.call("HEAD", "/api/v1/files/half.bin")
     assert status == 404
     assert set(objects(running)) == before
@@ -198,10 +198,10 @@ def assert_nothing_left(running: Product, client: Client, before: set[Path], use
 @pytest.mark.parametrize("how", ["client", "server"])
 def test_an_upload_killed_half_way_leaves_nothing(running: Product, client: Client, how: str) -> None:
     running.manage("collect", "--now")
-    before, used = set(objects(running)), client.json("/api/v1/account")["used"]
+    before, used = set(objects(running)), client.json("/api/v1/account")["usage"]["used"]
     link = start_upload(client, "half.bin", 100 * MIB, 50 * MIB)
     until(lambda: len(set(objects(running)) - before) >= 2)
-    assert client.json("/api/v1/account")["reserved"] == 100 * MIB
+    assert client.json("/api/v1/account")["usage"]["reserved"] == 100 * MIB
     if how == "server":
         for pid in child_pids(running.children()["web"]):
             os.kill(pid, signal.SIGKILL)

@@ -58,6 +58,12 @@ def _wrong_key(content: Content) -> None:
     Content.objects.filter(pk=content.pk).update(key_version=version, wrapped_key=wrapped)
 
 
+def _overdue(content: Content) -> None:
+    contents.condemn_unreferenced([content.pk])
+    assert check(full=True) == [], "what waits for its grace is as it should be"
+    Content.objects.filter(pk=content.pk).update(condemned_at=clock.now() - timedelta(hours=26))
+
+
 def _offline(content: Content) -> None:
     Broker.objects.filter(name="a").update(health=Health.OFFLINE, health_since=clock.now())
 
@@ -74,7 +80,7 @@ PLANTED: dict[str, Callable[[Content], object]] = {
     "replica_suspect": _rows(state=State.SUSPECT),
     "replica_lost": _rows(state=State.LOST),
     "replica_doomed": _rows(state=State.DOOMED),
-    "condemned": lambda c: contents.condemn_unreferenced([c.pk]),
+    "overdue": _overdue,
     "key_does_not_open": _wrong_key,
     "unknown_object": _unknown,
     "object_missing": _missing,
