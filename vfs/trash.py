@@ -118,11 +118,12 @@ def _remove(owner: User, ids: list[uuid.UUID]) -> Purged:
     versions = Version.objects.filter(node__in=ids)
     content_ids = set(versions.values_list("content", flat=True))
     size = versions.aggregate(total=Sum(F("content__size")))["total"] or 0
-    Upload.objects.filter(parent__in=ids).update(parent=None)
     # Raw deletes: files and versions point at each other, and the database checks that when it commits.
     nodes = Node.objects.filter(pk__in=ids)
     gone = nodes._raw_delete(nodes.db)
     versions._raw_delete(versions.db)
+    # After the nodes: an upload that starts meanwhile holds its folder's row, so it is seen here, or finds none.
+    Upload.objects.filter(parent__in=ids).update(parent=None)
     contents.condemn_unreferenced(content_ids)
     quota.refund(owner.pk, size)
     return Purged(gone, size)

@@ -2,7 +2,7 @@
 
 `start` -> `write` ... -> `complete` (every byte durable) -> `commit` (visible), or `abort` at any time before. Each
 step that touches rows is one transaction; a crash between two leaves an Upload row that `expire_uploads` undoes.
-Locks are taken in one order: tree, upload, content, user.
+Locks are taken in one order: tree, folder, upload, content, user.
 """
 
 from __future__ import annotations
@@ -122,6 +122,9 @@ class FileUpload:
         now = clock.now()
         owner = target.owner
         with transaction.atomic():
+            parent = Node.objects.select_for_update(no_key=True).filter(pk=target.parent.pk).first()
+            if parent is None:
+                raise ParentGone
             quota.reserve(owner.pk, self._reserved)
             content = contents.create(owner.plan.copies if owner.plan else None)
             self.row = Upload.objects.create(

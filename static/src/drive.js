@@ -187,6 +187,7 @@ function start(job) {
   request.addEventListener("error", () => end(job, "The connection broke off. Nothing was stored.", "failed"));
   request.addEventListener("abort", () => end(job, "cancelled", "failed"));
   say(job, "uploading 0 %");
+  job.item.scrollIntoView({ block: "nearest" });
   request.send(job.file);
 }
 
@@ -201,7 +202,6 @@ function end(job, text, state) {
   job.request = null;
   say(job, text, state);
   const bar = job.item.querySelector("progress");
-  bar.classList.add(state === "done" ? "progress-ok" : "progress-bad");
   bar.value = 100;
   job.item.querySelector(".upload-cancel").remove();
   setText(byId("uploads-said"), `${job.path.join("/")}: ${text}`);

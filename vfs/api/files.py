@@ -30,13 +30,13 @@ _INLINE = OpenApiParameter("inline", bool, description="Show pictures and plain 
 
 def path_of(request: Request, *, folder: bool = False) -> tuple[str, ...]:
     """The names of the address's path. An escaped slash (%2F) is a slash. Raises InvalidName, Refused."""
-    raw = plain(request).META.get("PATH_INFO", "")
+    django = plain(request)
     try:
-        # As WSGI has it: the bytes of the path, each as one character. Django mends what is not UTF-8; we don't.
-        path = raw.encode("latin-1").decode("utf-8")
+        # As WSGI has it: the bytes of the path, each as one character (cloudstore/wsgi.py keeps it).
+        django.META.get("cloudstore.path", "").encode("latin-1").decode("utf-8")
     except UnicodeError:
         raise Refused(400, "invalid_name", "The path is not valid UTF-8.") from None
-    return split_path(path.partition("/api/v1/files")[2], folder=folder)
+    return split_path(django.path_info.partition("/api/v1/files")[2], folder=folder)
 
 
 class FileView(ByteEndpoint):
