@@ -82,7 +82,9 @@ def answer(request: HttpRequest, node: Node, version: Version) -> HttpResponseBa
     headers = headers_of(request, node, version)
     if _not_modified(request, etag_of(version), version.created_at):
         kept = {k: v for k, v in headers.items() if k in _KEPT_304}
-        return HttpResponse(status=304, headers=kept)
+        response = HttpResponse(status=304, headers=kept)
+        del response.headers["Content-Type"]
+        return response
     span = _span(request, etag_of(version), size)
     start, end = (span.start, span.end) if span else (0, size)
     headers["Content-Length"] = str(end - start)

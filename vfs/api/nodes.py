@@ -107,7 +107,7 @@ class FoldersView(Endpoint):
 class TrashView(Endpoint):
     """What was deleted, latest first, in pages."""
 
-    @extend_schema(parameters=[PageQuery], responses=TrashSerializer)
+    @extend_schema(operation_id="trash_list", parameters=[PageQuery], responses=TrashSerializer)
     def get(self, request: Request) -> Response:
         cursor, limit = page_query(request)
         found = tree.trash_of(self.user, cursor=cursor, limit=limit)

@@ -70,8 +70,17 @@ class AccountSerializer(serializers.Serializer[Any]):
     usage = UsageSerializer()
 
 
+class Text(serializers.CharField):
+    """A JSON string, and nothing that could be made into one."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
 class FolderInput(serializers.Serializer[Any]):
-    path = serializers.CharField(trim_whitespace=False, max_length=10_000)
+    path = Text(trim_whitespace=False, max_length=10_000)
 
 
 class PageQuery(serializers.Serializer[Any]):

@@ -1,13 +1,24 @@
 """The API's addresses, below /api/v1/."""
 
-from django.urls import path, re_path
+from django.urls import path, register_converter
+from django.urls.converters import StringConverter
 from drf_spectacular.views import SpectacularJSONAPIView
 
 from vfs.api import nodes
 from vfs.api.files import FileView
 
+
+class AnyPath(StringConverter):
+    """Whatever follows, line breaks too: what is wrong with it is for vfs/names.py to say."""
+
+    regex = "(?s:.*)"
+
+
+register_converter(AnyPath, "any")
+
 urlpatterns = [
-    re_path(r"^files(?:/(?P<path>(?s:.*)))?\Z", FileView.as_view(), name="file"),
+    path("files/<any:path>", FileView.as_view(), name="file"),
+    path("files", FileView.as_view(schema=None), name="file"),
     path("nodes/root", nodes.RootView.as_view(), name="root"),
     path("nodes/<uuid:node_id>", nodes.NodeView.as_view(), name="node"),
     path("nodes/<uuid:node_id>/children", nodes.ChildrenView.as_view(), name="children"),
