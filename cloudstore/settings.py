@@ -214,8 +214,8 @@ CELERY_BEAT_SCHEDULE = {
         ("poll-brokers", "brokers.tasks.poll_brokers", min(15, CLOUDSTORE_HEALTH_INTERVAL)),
         ("sweep", "replication.tasks.sweep", 30),
         ("scrub", "replication.tasks.scrub", 300),
-        ("expire-uploads", "vfs.tasks.expire_uploads", 60),
-        ("collect", "replication.tasks.collect", 120),
+        ("expire-uploads", "vfs.tasks.expire_uploads", 30),
+        ("collect", "replication.tasks.collect", 30),
         ("find-orphans", "replication.tasks.find_orphans", 86_400),
     )
 }

@@ -20,6 +20,7 @@ from django.db.models import Q, QuerySet
 from brokers import clock
 from brokers.errors import BrokerError
 from brokers.health import note_failure
+from brokers.models import Broker
 from replication import transfer
 from replication.contents import unreferenced
 from replication.models import Content, Event, Replica, Segment
@@ -111,20 +112,20 @@ def _doom_content(content_id: uuid.UUID, report: Report) -> None:
 def _delete_doomed(report: Report, now: datetime) -> None:
     """Delete the objects of DOOMED rows, many at once, and drop the rows of those that are surely gone. (A put
     that timed out may still land after its delete: replication/orphans.py finds what it leaves.)"""
+    doomed = Replica.objects.filter(Q(check_at=None) | Q(check_at__lte=now), state=State.DOOMED)
+    # Nothing to try, and no back-off to start, while a broker is away.
+    readable = [b.pk for b in Broker.objects.all() if b.readable]
+    report.failed += doomed.exclude(broker__in=readable).count()
     last = 0
     while True:
-        due = Replica.objects.filter(Q(check_at=None) | Q(check_at__lte=now), state=State.DOOMED, pk__gt=last)
-        batch = list(due.select_related("broker", "segment").order_by("pk")[:BATCH])
+        due = doomed.filter(broker__in=readable, pk__gt=last).select_related("broker", "segment")
+        batch = list(due.order_by("pk")[:BATCH])
         if not batch:
             return
         last = batch[-1].pk
-        running: list[tuple[Replica, Future[None]]] = []
-        for replica in batch:
-            if replica.broker.readable:
-                where = replica.locator or replica.key
-                running.append((replica, transfer.pool().submit(transfer.remove, replica.broker, where)))
-            else:
-                _again(replica, "offline", report)
+        running: list[tuple[Replica, Future[None]]] = [
+            (r, transfer.pool().submit(transfer.remove, r.broker, r.locator or r.key)) for r in batch
+        ]
         gone: list[Replica] = []
         for replica, future in running:
             try:

@@ -22,7 +22,7 @@ from brokers.errors import BrokerError, Corrupt, NotFound
 from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
-from replication import placement, policy, suspects, targets, transfer
+from replication import placement, places, policy, suspects, targets, transfer
 from replication.models import Content, Event, Policy, Replica, Segment
 from replication.placement import Copy, Doom, Have, Plan, Verify
 from replication.write import delete_after
@@ -241,7 +241,7 @@ def sweep(seconds: float = 60.0, *, full: bool = False) -> Report:
     shall be. The pass runs when brokers or the policy changed, once an hour, and when asked for with `full`."""
     report = Report()
     until = clock.monotonic() + seconds
-    lose_blank()
+    places.settle()
     _full_pass(force=full)
     while clock.monotonic() < until:
         batch = list(_due()[:200])
@@ -282,34 +282,6 @@ def _due() -> QuerySet[Segment, int]:
     )
 
 
-def lose_blank() -> int:
-    """STORED and SUSPECT -> LOST for what a broker held before its place was found blank and adopted anew:
-    the one case in which a whole broker's loss is proven. Idempotent."""
-    lost = 0
-    for broker in Broker.objects.exclude(blank_adopted_at=None):
-        gone = Replica.objects.filter(
-            broker=broker, state__in=(State.STORED, State.SUSPECT), stored_at__lt=broker.blank_adopted_at
-        )
-        with transaction.atomic():
-            now = clock.now()
-            segments = list(gone.values_list("segment_id", flat=True))
-            if not segments:
-                continue
-            changed = gone.update(state=State.LOST, reason="blank", check_at=None)
-            for window in _windows(segments):
-                Segment.objects.filter(pk__in=window).update(check_at=now, blocked="", attempts=0)
-            Event.objects.create(
-                kind="lost", broker=broker, detail=f"{changed} replicas: the place came back empty"
-            )
-        lost += changed
-    return lost
-
-
-def _windows(ids: list[int], size: int = 500) -> Iterator[list[int]]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]
-
-
 def _full_pass(*, force: bool) -> None:
     """Set `check_at` wherever the copies are not what they shall be, if it is time for that."""
     rules = policy.current()
@@ -323,7 +295,7 @@ def _full_pass(*, force: bool) -> None:
         # What was blocked may have a way now.
         Segment.objects.filter(check_at__isnull=False).exclude(blocked="").update(check_at=now)
     for pks in _off_target(brokers, rules):
-        for window in _windows(pks):
+        for window in places.windows(pks):
             Segment.objects.filter(pk__in=window, check_at__isnull=True).update(check_at=now)
     Policy.objects.filter(pk=rules.pk).update(swept_fingerprint=seen, swept_at=now)
 

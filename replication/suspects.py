@@ -24,7 +24,7 @@ State = Replica.State
 # So many missing at once, and at least this part of the broker's replicas, are an incident of the broker.
 INCIDENT_COUNT = 20
 INCIDENT_PART = 0.05
-# A poll so young proves that the broker's place is the right one.
+# A poll so young proves that the broker's place is the right one, for bytes that are there and damaged.
 POLL_AGE = timedelta(seconds=15)
 RETRY = timedelta(seconds=30)
 RETRY_MOST = timedelta(minutes=30)
@@ -72,7 +72,9 @@ def _disproven(replica: Replica, error: BrokerError) -> str:
     """The broker answered, and the bytes are not there. Believe it when the broker is surely the right one."""
     now = clock.now()
     broker = Broker.objects.get(pk=replica.broker_id)
-    if broker.checked_at is None or now - broker.checked_at > POLL_AGE:
+    # A place may have gone between the last poll and this read: what is missing is believed only when the place
+    # has shown its marker since.
+    if isinstance(error, NotFound) or broker.checked_at is None or now - broker.checked_at > POLL_AGE:
         broker = poll(broker.pk)
     if not broker.readable:
         return _postpone(replica, error.code)

@@ -92,9 +92,7 @@ def findings(product: Product) -> list[Any]:
 
 
 def broker_folders(product: Product) -> dict[str, Path]:
-    return {
-        row["name"]: Path(row["options"]["root"]) for row in product.manage_json("broker_list")
-    }
+    return {row["name"]: Path(row["options"]["root"]) for row in product.manage_json("broker_list")}
 
 
 def objects(product: Product) -> list[Path]:
@@ -251,6 +249,9 @@ def test_a_broker_that_comes_back_empty_is_rebuilt_by_itself(running: Product, c
     for name, data in files.items():
         assert client.get(name) == data
     # Nobody asks: polls, sweep and worker do it all.
-    until(lambda: not findings(running), 240)
+    deadline = time.monotonic() + 240
+    while left := findings(running):
+        assert time.monotonic() < deadline, left
+        time.sleep(2)
     for name, data in files.items():
         assert client.get(name) == data

@@ -199,6 +199,54 @@ def test_a_blank_place_is_filled_again(clock: VirtualClock) -> None:
     assert codes() == set()
 
 
+def test_a_place_that_was_written_to_before_it_was_found_blank(clock: VirtualClock) -> None:
+    """Emptied between two polls and filled with new objects: those prove that it is the right place."""
+    brokers = [memory_broker("a"), memory_broker("b")]
+    many = [store(os.urandom(1000)) for _ in range(30)]
+    Objects(brokers[0]).clear()
+    many.append(store(b"written to the place without marker"))
+    reconcile.run_to_rest()
+    assert poll(brokers[0].pk).health_reason == "marker_missing"
+    assert not Replica.objects.filter(state=State.LOST).exists()
+    reconcile.run_to_rest()
+    assert not Replica.objects.filter(state=State.LOST).exists(), "nothing is believed before the dwell"
+    clock.advance(minutes=3)
+    reconcile.sweep()
+    for _ in range(2):
+        clock.advance(minutes=1)
+        poll(brokers[0].pk)
+    rest()
+    assert all(copies(c) == 2 for c in many)
+    assert codes() == set()
+
+
+def test_a_place_with_anything_unknown_is_not_recognised(clock: VirtualClock) -> None:
+    brokers = [memory_broker("a"), memory_broker("b")]
+    content = store(b"x")
+    Objects(brokers[0]).clear()
+    store(b"y")
+    Objects(brokers[0])["cs/ab/" + "ab" * 16] = b"of another installation"
+    poll(brokers[0].pk)
+    clock.advance(hours=1)
+    reconcile.run_to_rest()
+    assert poll(brokers[0].pk).health_reason == "marker_missing"
+    assert load(content) == b"x"
+    assert not Replica.objects.filter(state=State.LOST).exists()
+
+
+def test_a_missing_object_is_believed_only_after_a_poll(clock: VirtualClock) -> None:
+    """The poll of a moment ago saw the right place; the place went blank since. Nothing is copied into it."""
+    brokers = [memory_broker("a"), memory_broker("b")]
+    content = store(b"x")
+    Objects(brokers[0]).clear()
+    scrub.scrub(everything=True)
+    reconcile.run_to_rest()
+    assert Broker.objects.get(pk=brokers[0].pk).health_reason == "blank"
+    assert len(Objects(brokers[0])) == 0
+    assert not Replica.objects.filter(state=State.LOST).exists()
+    assert load(content) == b"x"
+
+
 def test_many_missing_at_once_wait_for_the_dwell(three: list[Broker], clock: VirtualClock) -> None:
     policy.change(copies=3)
     many = [store(b"%d" % n) for n in range(60)]
