@@ -101,14 +101,15 @@ class CopyStatus:
 
     @property
     def text(self) -> str:
-        where = f": {', '.join(self.brokers)}" if self.brokers else ""
-        count = f"{self.stored} of {self.wanted}"
-        return {
-            "ok": f"{count}{where}",
-            "catching_up": f"{count}, catching up{where}",
-            "degraded": f"{count}, waiting for a broker{where}",
-            "damaged": f"{count}, unreadable now{where}",
+        count, where = f"{self.stored} of {self.wanted}", ", ".join(self.brokers)
+        if self.state == "ok":
+            return f"{count}: {where}" if where else count
+        words = {
+            "catching_up": "catching up",
+            "degraded": "waiting for a broker",
+            "damaged": "unreadable now",
         }[self.state]
+        return f"{count}, {words} ({where})" if where else f"{count}, {words}"
 
 
 def copy_status(content_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, CopyStatus]:
