@@ -256,7 +256,8 @@ def commit_all(uploads: Sequence[FileUpload]) -> list[Outcome]:
         outcomes = [_commit(upload) for upload in uploads]
     for upload in uploads:
         upload._committed()
-        tasks.hint(upload.row.content_id)
+        if upload.written and upload.written.copies < upload.written.wanted:
+            tasks.hint(upload.row.content_id)
     return outcomes
 
 
