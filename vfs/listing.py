@@ -14,8 +14,33 @@ from vfs.models import Node
 from vfs.names import join_path
 from vfs.tree import Place
 
-# The table that comes with Python, not that of the machine: the same answer everywhere.
+# The table that comes with Python, not that of the machine, and what its older versions lack: the same answer
+# everywhere.
 _TYPES = mimetypes.MimeTypes()
+for _ending, _type in {
+    ".7z": "application/x-7z-compressed",
+    ".avif": "image/avif",
+    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".epub": "application/epub+zip",
+    ".flac": "audio/flac",
+    ".heic": "image/heic",
+    ".log": "text/plain",
+    ".m4a": "audio/mp4",
+    ".md": "text/markdown",
+    ".mkv": "video/x-matroska",
+    ".odp": "application/vnd.oasis.opendocument.presentation",
+    ".ods": "application/vnd.oasis.opendocument.spreadsheet",
+    ".odt": "application/vnd.oasis.opendocument.text",
+    ".ogg": "audio/ogg",
+    ".opus": "audio/opus",
+    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    ".rtf": "application/rtf",
+    ".webp": "image/webp",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    ".yaml": "application/yaml",
+    ".yml": "application/yaml",
+}.items():
+    _TYPES.add_type(_type, _ending)
 UNKNOWN_TYPE = "application/octet-stream"
 
 

@@ -66,10 +66,10 @@ def describe(error: Exception) -> tuple[dict[str, Any], dict[str, str]] | None:
             detail = f"There is not enough space: {amount(error.needed)} needed, {amount(free)} free."
             return problem(413, "quota_exceeded", detail, **numbers), {}
         case WriteRefused():
-            detail = "Not enough storage providers take uploads at the moment. Nothing was stored; try again later."
+            detail = "Not enough brokers take uploads at the moment. Nothing was stored; try again later."
             return problem(503, error.code, detail), wait
         case ContentUnavailable():
-            detail = "No storage provider that holds this file answers at the moment. Try again later."
+            detail = "No broker that holds this file answers at the moment. Try again later."
             return problem(503, error.code, detail), wait
         case ContentDamaged():
             return problem(502, error.code, "No undamaged copy of this file could be read."), {}
