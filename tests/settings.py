@@ -25,4 +25,5 @@ STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.Static
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *PASSWORD_HASHERS]  # noqa: F405
 # A queue in memory: hints go nowhere, as when every worker is down. The sweep must find all work.
 CELERY_BROKER_URL = "memory://localhost"
+STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # noqa: F405
 LOGGING["root"]["level"] = "DEBUG"  # noqa: F405

@@ -57,7 +57,7 @@ def parse(body: bytes, boundary: str = B, size: int = 1000) -> list[tuple[str, s
     st.integers(1, 40),
 )  # fmt: skip
 def test_any_data_in_any_pieces(parts: list[tuple[str, bytes]], size: int) -> None:
-    body = b"preamble" + b"\r\n" + form(*parts, boundary="xyz") + b"epilogue"
+    body = form(*parts, boundary="xyz") + b"epilogue"
     assert [data for _n, _f, data in parse(body, "xyz", size)] == [data for _h, data in parts]
 
 
@@ -80,7 +80,8 @@ MALFORMED = {
     "nothing": b"",
     "no boundary": b"hello",
     "another boundary": form(GOOD, boundary="other"),
-    "long preamble": b"x" * 100_000 + b"\r\n" + form(GOOD),
+    "a preamble": b"hello\r\n" + form(GOOD),
+    "a long preamble": b"x" * 100_000 + b"\r\n" + form(GOOD),
     "no end": form(GOOD, end=False),
     "end without dashes": form(GOOD, end=False) + f"--{B}".encode(),
     "cut in the data": form(GOOD)[:-25],
@@ -128,7 +129,8 @@ def test_it_holds_no_more_than_it_must() -> None:
     for part in parser:
         for piece in part.data:
             total += len(piece)
-            assert len(piece) + len(parser._buffer) <= 2 * 262_144
+            waiting = sum(len(event) for event in parser._events if isinstance(event, bytes))
+            assert len(piece) + waiting <= 2 * 262_144
     assert total == 400 * 262_144
 
 

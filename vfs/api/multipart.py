@@ -1,19 +1,23 @@
 """multipart/form-data as a stream (RFC 7578), taken strictly.
 
-Django's parser skips parts that it cannot read, tidies their names up, and does not notice when the closing boundary
-never came. Here each of these is an error, so what was sent is what is stored, or nothing is.
+python-multipart cuts the stream; Django's own parser skips parts that it cannot read, tidies their names up, and
+does not notice when the closing boundary never came. Here each of these is an error, so what was sent is what is
+stored, or nothing is.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, MultipartState
 
 from vfs.api.problems import Refused
 
 HEADER_MOST = 16 * 1024
-PREAMBLE_MOST = 16 * 1024
 FIELDS_MOST = 256 * 1024
 PARTS_MOST = 1000
 
@@ -52,102 +56,93 @@ class Multipart:
 
     def __init__(self, chunks: Iterator[bytes], boundary: bytes) -> None:
         self._chunks = chunks
-        self._delimiter = b"\r\n--" + boundary
-        self._buffer = bytearray(b"\r\n")  # the first delimiter may stand at the very start
+        # What the parser found and nobody has taken yet: heads of parts, their bytes, and None for their ends.
+        self._events: deque[dict[str, str] | bytes | None] = deque()
+        self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
+        self._headers: dict[str, str] = {}
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part,
+                "on_header_begin": self._on_header,
+                "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": lambda: self._events.append(self._headers),
+                "on_part_data": lambda data, start, end: self._events.append(bytes(data[start:end])),
+                "on_part_end": lambda: self._events.append(None),
+            },
+            max_header_size=HEADER_MOST,
+        )
 
     def __iter__(self) -> Iterator[Part]:
-        preamble = sum(len(piece) for piece in self._until_delimiter(PREAMBLE_MOST))
-        if preamble > PREAMBLE_MOST:
-            raise malformed("There is no boundary at the start of the body.")
         count = 0
-        while not self._closing():
+        while self._more():
+            head = self._events.popleft()
+            assert isinstance(head, dict)  # noqa: S101 - the data of the part before was read to its end
             count += 1
             if count > PARTS_MOST:
                 raise Refused(
                     413, "too_many_parts", f"A request takes at most {PARTS_MOST} files and fields."
                 )
-            name, filename = self._head()
-            data = self._until_delimiter()
+            name, filename = _disposition(head)
+            data = self._data()
             yield Part(name, filename, data)
             for _rest in data:
                 pass
-        for _epilogue in self._chunks:
-            pass
 
-    def _fill(self) -> bool:
-        piece = next(self._chunks, b"")
-        self._buffer += piece
-        return bool(piece)
-
-    def _need(self, count: int) -> None:
-        while len(self._buffer) < count:
-            if not self._fill():
-                raise malformed("The body ends before its closing boundary.")
-
-    def _until_delimiter(self, most: int | None = None) -> Iterator[bytes]:
-        keep = len(self._delimiter) - 1
-        count = 0
-        while True:
-            at = self._buffer.find(self._delimiter)
-            end = at if at >= 0 else len(self._buffer) - keep
-            if end > 0:
-                piece = bytes(memoryview(self._buffer)[:end])
-                del self._buffer[:end]
-                count += end
-                yield piece
-                if most is not None and count > most:
-                    return
-            if at >= 0:
-                del self._buffer[: len(self._delimiter)]
+    def _data(self) -> Iterator[bytes]:
+        """The bytes of the part whose head was taken last."""
+        while self._more():
+            piece = self._events.popleft()
+            if piece is None:
                 return
-            if not self._fill():
-                raise malformed("The body ends before its closing boundary.")
+            assert isinstance(piece, bytes)  # noqa: S101
+            yield piece
 
-    def _closing(self) -> bool:
-        """Read the rest of a delimiter's line: -> whether it was the closing one."""
-        self._need(2)
-        if self._buffer[:2] == b"--":
-            return True
-        line = self._line(256, "The boundary is followed by something else.")
-        if line.strip(b" \t"):
-            raise malformed("The boundary is followed by something else.")
-        return False
-
-    def _line(self, most: int, trouble: str) -> bytes:
-        while (at := self._buffer.find(b"\r\n")) < 0:
-            if len(self._buffer) > most:
-                raise malformed(trouble)
-            self._need(len(self._buffer) + 1)
-        if at > most:
-            raise malformed(trouble)
-        line = bytes(self._buffer[:at])
-        del self._buffer[: at + 2]
-        return line
-
-    def _head(self) -> tuple[str, str | None]:
-        headers: dict[str, str] = {}
-        left = HEADER_MOST
-        while line := self._line(left, "The headers of a part are too long."):
-            left -= len(line)
+    def _more(self) -> bool:
+        """Read until there is an event: -> False at the proper end of the body."""
+        while not self._events:
+            piece = next(self._chunks, b"")
+            if not piece:
+                if self._parser.state != MultipartState.END:
+                    raise malformed("The body ends before its closing boundary.")
+                return False
             try:
-                name, colon, value = line.decode().partition(":")
-            except UnicodeDecodeError:
-                raise malformed("A header of a part is not UTF-8.") from None
-            if not colon or not name or name != name.strip():
-                raise malformed("A header of a part cannot be read.")
-            if headers.setdefault(name.lower(), value.strip()) != value.strip():
-                raise malformed(f"The header {name[:40]} of a part comes twice.")
-        if headers.get("content-transfer-encoding", "").lower() not in _PLAIN_ENCODINGS:
-            raise malformed("Parts with a Content-Transfer-Encoding are not taken.")
-        kind, _, rest = headers.get("content-disposition", "").partition(";")
-        if kind.strip().lower() != "form-data":
-            raise malformed("A part is not form-data.")
-        parameters = _parameters(f";{rest}")
-        if "filename*" in parameters:
-            raise malformed("Form data has no filename*; send the name as UTF-8.")
-        if "name" not in parameters:
-            raise malformed("A part has no name.")
-        return parameters["name"], parameters.get("filename")
+                self._parser.write(piece)
+            except FormParserError:
+                raise malformed("The body is not well-formed multipart/form-data.") from None
+        return True
+
+    def _on_part(self) -> None:
+        self._headers = {}
+
+    def _on_header(self) -> None:
+        self._header = (bytearray(), bytearray())
+
+    def _on_header_end(self) -> None:
+        name, value = self._header
+        try:
+            key, text = name.decode("ascii").lower(), value.decode().strip()
+        except UnicodeDecodeError:
+            raise malformed("A header of a part is not UTF-8.") from None
+        if self._headers.setdefault(key, text) != text:
+            raise malformed(f"The header {key[:40]} of a part comes twice.")
+
+
+def _disposition(headers: dict[str, str]) -> tuple[str, str | None]:
+    """Name and file name of a part."""
+    if headers.get("content-transfer-encoding", "").lower() not in _PLAIN_ENCODINGS:
+        raise malformed("Parts with a Content-Transfer-Encoding are not taken.")
+    kind, _, rest = headers.get("content-disposition", "").partition(";")
+    if kind.strip().lower() != "form-data":
+        raise malformed("A part is not form-data.")
+    parameters = _parameters(f";{rest}")
+    if "filename*" in parameters:
+        raise malformed("Form data has no filename*; send the name as UTF-8.")
+    if "name" not in parameters:
+        raise malformed("A part has no name.")
+    return parameters["name"], parameters.get("filename")
 
 
 def _parameters(text: str) -> dict[str, str]:
