@@ -92,7 +92,8 @@ def condemn_unreferenced(content_ids: Iterable[uuid.UUID]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CopyStatus:
-    """How the copies of one content stand. `stored` is the least over its segments; `brokers` hold them all."""
+    """How the copies of one content stand. `stored` is the least over its segments; `brokers` are
+    those that hold any of them and answer now."""
 
     wanted: int
     stored: int
@@ -122,7 +123,6 @@ def copy_status(content_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, CopyStatus]
     good = Q(replicas__state=Replica.State.STORED, replicas__broker__in=answering)
     least: dict[uuid.UUID, int] = {}
     blocked: set[uuid.UUID] = set()
-    segments: dict[uuid.UUID, int] = {}
     rows = (
         Segment.objects.filter(content__in=ids)
         .annotate(good=Count("replicas__broker__domain", distinct=True, filter=good))
@@ -130,20 +130,18 @@ def copy_status(content_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, CopyStatus]
         .order_by()
     )
     for content_id, count, why in rows:
-        segments[content_id] = segments.get(content_id, 0) + 1
         least[content_id] = min(least.get(content_id, count), count)
         if why:
             blocked.add(content_id)
     holders: dict[uuid.UUID, list[str]] = {}
     held = (
         Replica.objects.filter(segment__content__in=ids, state=Replica.State.STORED, broker__in=answering)
-        .values_list("segment__content_id", "broker_id")
-        .annotate(n=Count("pk"))
+        .values_list("segment__content_id", "broker__name")
         .order_by("broker__name")
+        .distinct()
     )
-    for content_id, broker_id, count in held:
-        if count == segments.get(content_id):
-            holders.setdefault(content_id, []).append(brokers[broker_id].name)
+    for content_id, name in held:
+        holders.setdefault(content_id, []).append(name)
     wanted = dict(Content.objects.filter(pk__in=ids).values_list("pk", Coalesce("copies", policy.copies)))
     result = {}
     for content_id, count in wanted.items():

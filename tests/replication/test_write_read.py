@@ -211,3 +211,18 @@ def test_copy_status_in_constant_queries(two: list[Broker], django_assert_num_qu
     with django_assert_num_queries(5):  # type: ignore[operator]
         found = contents.copy_status([c.pk for c in many])
     assert {s.text for s in found.values()} == {"2 of 2: a, b"}
+
+
+def test_copy_status_names_every_broker_that_holds_a_part() -> None:
+    for name in "abc":
+        memory_broker(name)
+    content = store(os.urandom(20), copies=1)
+    only = replicas(content)[0]
+    other = Broker.objects.exclude(pk=only.broker_id).order_by("name")[0]
+    second = Segment.objects.create(
+        content=content, position=1, offset=20, size=0, sealed_size=152, checksum="0" * 64
+    )
+    Replica.objects.create(segment=second, broker=other, key="cs/00/" + "0" * 32, state=State.STORED)
+    status = contents.copy_status([content.pk])[content.pk]
+    assert status.brokers == tuple(sorted([only.broker.name, other.name]))
+    assert (status.stored, status.state) == (1, "ok")
