@@ -209,9 +209,8 @@ class ContentWriter:
     acknowledgement needs take writes (fewer are enough when the policy allows degraded writes), and later when
     brokers fail and no other can take over."""
 
-    def __init__(self, content: Content, *, expected_size: int | None = None) -> None:
+    def __init__(self, content: Content) -> None:
         self.content = content
-        self.expected_size = expected_size
         self._key = content_key(content)
         rules = policy.current()
         self.wanted = policy.copies_of(content, rules)
@@ -232,7 +231,6 @@ class ContentWriter:
         self._jobs: deque[_Job] = deque()
         self._done: list[_Job] = []
         self._least = self.acknowledge
-        self._closed = False
 
     # -- the public face ------------------------------------------------------------------------------
 
@@ -257,14 +255,12 @@ class ContentWriter:
             self._flush(last=True)
         while self._jobs:
             self._settle(self._jobs.popleft())
-        self._closed = True
         return Written(
             self._size, self._sha256.hexdigest(), self._position, self._least, self.wanted, self._done
         )
 
     def abort(self) -> None:
         """Give up: waits for puts under way, so that the collector meets none of them. Idempotent."""
-        self._closed = True
         self._buffer = bytearray()
         while self._jobs:
             job = self._jobs.popleft()

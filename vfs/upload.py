@@ -139,7 +139,7 @@ class FileUpload:
             )
         self._beat_at = clock.monotonic() + _heartbeat()
         try:
-            self._writer = ContentWriter(content, expected_size=size)
+            self._writer = ContentWriter(content)
         except BaseException:
             self._open = False
             give_back(self.row.pk)

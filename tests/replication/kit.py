@@ -52,7 +52,7 @@ class Objects(MutableMapping[str, bytes]):
 def store(data: bytes, *, copies: int | None = None, piece: int = 1 << 18) -> Content:
     """Write `data` as a sealed content, the way an upload does."""
     content = contents.create(copies)
-    writer = ContentWriter(content, expected_size=len(data))
+    writer = ContentWriter(content)
     try:
         for start in range(0, len(data), piece):
             writer.write(data[start : start + piece])
