@@ -6,10 +6,10 @@ import os
 import random
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
 from brokers.models import Broker, Health
-from replication import contents, policy, write
+from replication import contents, policy, transfer, write
 from replication.collect import collect
 from replication.errors import StateConflict, WriteRefused
 from replication.fsck import check
@@ -182,20 +182,25 @@ def test_memory_slots_come_back(two: list[Broker]) -> None:
     assert write._slots.taken == before
 
 
-def test_intent_is_committed_before_the_put(two: list[Broker], monkeypatch: pytest.MonkeyPatch) -> None:
-    from replication import transfer
-
-    keys: list[str] = []
+@pytest.mark.django_db(transaction=True)
+def test_intent_is_committed_before_the_put(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts run on other threads with connections of their own, which see what is committed and nothing else."""
+    for name in "ab":
+        memory_broker(name)
+    seen: dict[str, str | None] = {}
     real = transfer.put
 
     def spy(broker: Broker, key: str, data: bytes, checksum: str) -> str:
-        keys.append(key)
+        try:
+            seen[key] = Replica.objects.filter(key=key).values_list("state", flat=True).first()
+        finally:
+            connection.close()
         return real(broker, key, data, checksum)
 
     monkeypatch.setattr(transfer, "put", spy)
-    content = store(b"abc")
-    planned = {r.key for r in replicas(content, State.STORED)}
-    assert planned == set(keys)
+    content = store(os.urandom(SEGMENT_SIZE + 1))
+    assert set(seen.values()) == {State.PLANNED}
+    assert {r.key for r in replicas(content, State.STORED)} == set(seen)
 
 
 def test_query_counts_of_a_small_file(two: list[Broker], django_assert_max_num_queries: object) -> None:
