@@ -13,7 +13,7 @@ from tests.servers.chromium import browser_type_launch_args
 from tests.servers.product import product
 
 __all__ = ["browser_type_launch_args", "product"]
-pytest_plugins = ["tests.cast"]
+pytest_plugins = ["tests.cast", "tests.kit.counters"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,6 +34,10 @@ def main() -> int:
     options = parser.parse_args()
 
     env = {name: value for name, value in os.environ.items() if name not in product_variables()}
+    # The counters that the whole suite must reach are judged when nothing of it is left out.
+    env.pop("CLOUDSTORE_WHOLE_SUITE", None)
+    if not options.pytest:
+        env["CLOUDSTORE_WHOLE_SUITE"] = "1"
     env["CLOUDSTORE_DATA"] = tempfile.mkdtemp(prefix="cloudstore-tests-")
     atexit.register(shutil.rmtree, env["CLOUDSTORE_DATA"], ignore_errors=True)
     closing: list[tuple[str, int]] = []

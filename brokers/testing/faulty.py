@@ -37,6 +37,9 @@ class Record:
     data: bytes | None = None
 
 
+# Called once for every fault that acts, from any thread, so that a test suite can count them.
+on_fault: Callable[[], None] | None = None
+
 On = None | int | Collection[int] | Callable[[Record], bool]
 
 
@@ -177,6 +180,9 @@ class FaultyBroker(CloudBroker):
             record = Record(operation, self._numbers[operation], name, sent)
             self.calls.append(record)
             rules = [rule for rule in self._rules if rule.concerns(record)]
+        if on_fault is not None:
+            for _rule in rules:
+                on_fault()
         for rule in rules:
             if rule.before:
                 rule.before(record)
