@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import groupby
 
 from django.conf import settings
-from django.db.models import Count, F, Max, Q, Sum
+from django.db.models import Count, F, Max, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
 from brokers import clock
@@ -23,20 +25,25 @@ from replication import collect, orphans, policy, targets, transfer
 from replication.contents import unreferenced
 from replication.keys import content_key
 from replication.models import Content, Replica, Segment
-from replication.seal import SealError, parse_header
+from replication.seal import SealError, open_object, parse_header, sealed_size
 
 State = Replica.State
 WINDOW = 64
+# Objects that are read ahead.
+READ_AHEAD = 8
+NOT_READABLE = "broker_not_readable"
 # The collector may be so late before fsck calls it a violation.
 OVERDUE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One violation: a stable code, and what it is about in words."""
+    """One violation: a stable code, and what it is about in words. `content` is set where the bytes of that
+    content cannot be had now."""
 
     code: str
     detail: str
+    content: uuid.UUID | None = None
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"
@@ -53,8 +60,13 @@ def check(full: bool = False) -> list[Finding]:
         *_keys(),
     ]
     if full:
+        readable = set()
         for broker in Broker.objects.all():
-            findings += _broker(broker)
+            seen = list(_listing(broker))
+            findings += seen
+            if not any(f.code == NOT_READABLE for f in seen):
+                readable.add(broker.pk)
+        findings += _objects(readable)
     return findings
 
 
@@ -85,6 +97,11 @@ def _layout() -> Iterator[Finding]:
             yield Finding("bad_header", f"segment {segment}: the header speaks of another segment")
         if len(segment.checksum) != 64:
             yield Finding("no_checksum", f"segment {segment}")
+        if segment.sealed_size != sealed_size(segment.size):
+            yield Finding(
+                "wrong_sealed_size",
+                f"segment {segment}: {segment.sealed_size}, not {sealed_size(segment.size)} bytes",
+            )
 
 
 def _references() -> Iterator[Finding]:
@@ -122,6 +139,7 @@ def _copies() -> Iterator[Finding]:
         yield Finding(
             code,
             f"segment {segment}: {segment.copies} copies on {segment.domains} domains of {segment.wanted}",
+            segment.content_id if code == "no_copy" else None,
         )
 
 
@@ -148,10 +166,10 @@ def _keys() -> Iterator[Finding]:
             yield Finding("key_does_not_open", f"content {content.pk}: {error}")
 
 
-def _broker(broker: Broker) -> Iterator[Finding]:
-    """Everything that one broker holds against what the rows say it holds."""
+def _listing(broker: Broker) -> Iterator[Finding]:
+    """What one broker lists and no row knows."""
     if not broker.readable:
-        yield Finding("broker_not_readable", f"{broker.name}: {broker.health_reason or broker.health}")
+        yield Finding(NOT_READABLE, f"{broker.name}: {broker.health_reason or broker.health}")
         return
     try:
         window: list[tuple[str, int]] = []
@@ -162,16 +180,7 @@ def _broker(broker: Broker) -> Iterator[Finding]:
                 window = []
         yield from _unknown(broker, window)
     except BrokerError as error:
-        yield Finding("broker_not_readable", f"{broker.name}: {error.code}")
-        return
-    batch: list[Replica] = []
-    stored = Replica.objects.filter(broker=broker, state__in=(State.STORED, State.SUSPECT))
-    for replica in stored.select_related("segment", "broker").order_by("pk").iterator():
-        batch.append(replica)
-        if len(batch) == WINDOW // 8:
-            yield from _read(batch)
-            batch = []
-    yield from _read(batch)
+        yield Finding(NOT_READABLE, f"{broker.name}: {error.code}")
 
 
 def _unknown(broker: Broker, window: list[tuple[str, int]]) -> Iterator[Finding]:
@@ -179,22 +188,70 @@ def _unknown(broker: Broker, window: list[tuple[str, int]]) -> Iterator[Finding]
         yield Finding("unknown_object", f"{broker.name}: {name} ({size} bytes)")
 
 
-def _read(batch: list[Replica]) -> Iterator[Finding]:
-    running: list[tuple[Replica, Future[str]]] = [
-        (replica, transfer.pool().submit(_hash, replica)) for replica in batch
-    ]
-    for replica, future in running:
-        try:
-            checksum = future.result()
-        except NotFound:
-            yield Finding("object_missing", f"{replica.broker.name}: {replica.key}")
-        except BrokerError as error:
-            yield Finding("object_unreadable", f"{replica.broker.name}: {replica.key}: {error.code}")
-        else:
-            if checksum != replica.segment.checksum:
+_Read = tuple[Replica, "Future[bytes]"]
+
+
+def _objects(readable: set[int]) -> Iterator[Finding]:
+    """Every object on these brokers against its row, and what it opens to against the hash of its content."""
+    rows = (
+        Replica.objects.filter(broker__in=readable, state__in=(State.STORED, State.SUSPECT))
+        .select_related("segment__content", "broker")
+        .order_by("segment__content", "segment__position", "pk")
+    )
+    for content, reads in groupby(_read_ahead(rows), key=lambda read: read[0].segment.content):
+        yield from _content(content, reads, readable)
+
+
+def _read_ahead(rows: QuerySet[Replica]) -> Iterator[_Read]:
+    running: deque[_Read] = deque()
+    for replica in rows.iterator():
+        running.append((replica, transfer.pool().submit(transfer.fetch_all, replica.broker, replica.locator)))
+        if len(running) > READ_AHEAD:
+            yield running.popleft()
+    yield from running
+
+
+def _content(content: Content, reads: Iterator[_Read], readable: set[int]) -> Iterator[Finding]:
+    key = _key(content) if content.state == Content.State.SEALED else None
+    plain, segments, why = hashlib.sha256(), 0, ""
+    for segment, copies in groupby(reads, key=lambda read: read[0].segment):
+        good: bytes | None = None
+        for replica, future in copies:
+            try:
+                data = future.result()
+            except NotFound:
+                yield Finding("object_missing", f"{replica.broker.name}: {replica.key}")
+                continue
+            except BrokerError as error:
+                detail = f"{replica.broker.name}: {replica.key}: {error.code}"
+                yield Finding("object_unreadable", detail)
+                continue
+            if hashlib.sha256(data).hexdigest() == segment.checksum:
+                good = data
+            else:
                 yield Finding("object_damaged", f"{replica.broker.name}: {replica.key}")
+        if key is None:
+            continue
+        if good is None:
+            elsewhere = segment.replicas.filter(state=State.STORED).exclude(broker__in=readable)
+            if not elsewhere.exists():
+                why = why or f"no good copy of segment {segment.position}"
+            continue
+        try:
+            plain.update(open_object(key, good))
+        except SealError as error:
+            why = why or f"segment {segment.position}: {error}"
+        else:
+            segments += 1
+    if key is not None and not why and segments == content.segments.count():
+        why = "" if plain.hexdigest() == content.sha256 else "its bytes have another SHA-256"
+    if why:
+        yield Finding("does_not_read_back", f"content {content.pk}: {why}", content.pk)
 
 
-def _hash(replica: Replica) -> str:
-    data = transfer.fetch_all(replica.broker, replica.locator)
-    return hashlib.sha256(data).hexdigest()
+def _key(content: Content) -> bytes | None:
+    """None for one that does not open: `_keys` has told it."""
+    try:
+        return content_key(content)
+    except KeyringError:
+        return None

@@ -4,7 +4,7 @@ It reads; it mends nothing."""
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from django.db.models import Count, F, Max, Q
 
@@ -12,14 +12,19 @@ from replication import fsck as bytes_fsck
 from replication.fsck import Finding
 from replication.models import Content
 from vfs import recount
+from vfs.access import locate
 from vfs.models import Node, Upload, Version
 from vfs.names import name_key
 from vfs.upload import is_expired
 
+WINDOW = 500
+
 
 def check(full: bool = False) -> list[Finding]:
     """All findings; empty means that every invariant holds. `full` re-reads every object on every broker."""
-    return [*_tree(), *_versions(), *_uploads(), *_quota(), *bytes_fsck.check(full)]
+    of_bytes = bytes_fsck.check(full)
+    gone = {f.content for f in of_bytes if f.content is not None}
+    return [*_tree(), *_versions(), *_uploads(), *_quota(), *of_bytes, *_unreadable(gone)]
 
 
 def _tree() -> Iterator[Finding]:
@@ -78,3 +83,20 @@ def _quota() -> Iterator[Finding]:
                 f"{count.user}: {count.used} used, {count.reserved} reserved; "
                 f"counted {count.counted_used}, {count.counted_reserved}",
             )
+
+
+def _unreadable(contents: Collection[uuid.UUID]) -> Iterator[Finding]:
+    """The files, by owner and path, whose bytes cannot be had now."""
+    ids = sorted(contents)
+    for start in range(0, len(ids), WINDOW):
+        rows = Version.objects.filter(content__in=ids[start : start + WINDOW])
+        for version in rows.select_related("node__owner").order_by("node", "number"):
+            where = f"{version.node.owner.get_username()}: {_path(version.node)}"
+            yield Finding("unreadable_file", f"{where}, version {version.number}")
+
+
+def _path(node: Node) -> str:
+    try:
+        return locate(node).path
+    except RuntimeError:  # a cycle, which has its own finding
+        return f"node {node.pk}"

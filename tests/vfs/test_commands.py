@@ -14,11 +14,11 @@ from django.core.management import call_command
 from accounts.models import User
 from brokers import clock
 from replication import contents
-from replication.models import Content
+from replication.models import Content, Replica
 from tests.brokers.conftest import _clean_brokers
 from tests.replication.kit import memory_broker
 from vfs import fsck
-from vfs.models import Node, Upload
+from vfs.models import Node, Upload, Version
 from vfs.tree import root_of
 from vfs.upload import FileUpload, target_at
 
@@ -43,6 +43,14 @@ def run(command: str, *arguments: str) -> Any:
     out = io.StringIO()
     call_command(command, *arguments, "--json", stdout=out)
     return json.loads(out.getvalue())
+
+
+def run_failing(command: str, *arguments: str) -> Any:
+    """The findings of a command that ends with status 1."""
+    out = io.StringIO()
+    with pytest.raises(SystemExit):
+        call_command(command, *arguments, "--json", stdout=out)
+    return json.loads(out.getvalue())["findings"]
 
 
 def codes() -> set[str]:
@@ -103,6 +111,30 @@ def _old_version(node: Node) -> None:
     Node.objects.filter(pk=node.pk).update(version=node.version)
 
 
+def _folder_with_versions(node: Node) -> None:
+    folder = node.parent
+    assert folder is not None and node.version is not None
+    Version.objects.create(node=folder, content_id=node.version.content_id, number=1)
+
+
+def _closed_upload(node: Node) -> None:
+    content = contents.create()
+    contents.abandon(content.pk)
+    Upload.objects.create(
+        owner=node.owner,
+        parent=node.parent,
+        path="closed",
+        content=content,
+        holder="elsewhere/boot/1/1",
+        expires_at=clock.now() + timedelta(hours=1),
+    )
+
+
+def _lost(node: Node) -> None:
+    assert node.version is not None
+    Replica.objects.filter(segment__content=node.version.content_id).update(state=Replica.State.LOST)
+
+
 PLANTED: dict[str, Callable[[Node], object]] = {
     "cycle": _cycle,
     "parent_of_another_owner": _foreign,
@@ -113,6 +145,9 @@ PLANTED: dict[str, Callable[[Node], object]] = {
     "condemned_but_referenced": _condemned,
     "unreferenced": _stray_content,
     "expired_upload": _expired,
+    "folder_with_versions": _folder_with_versions,
+    "upload_of_closed_content": _closed_upload,
+    "unreadable_file": _lost,
     "wrong_quota": lambda n: User.objects.filter(pk=n.owner_id).update(used=1),
 }
 
@@ -126,6 +161,21 @@ def test_planted_violations_are_named(alice: User, code: str) -> None:
     with pytest.raises(SystemExit) as ended:
         call_command("fsck", stdout=io.StringIO())
     assert ended.value.code == 1
+
+
+def test_files_that_cannot_be_read_are_named_by_owner_and_path(alice: User, bob: User) -> None:
+    node = put(alice, "a/b/damaged.txt", b"data")
+    put(bob, "sound.txt", b"data")
+    _lost(node)
+    named = [f["detail"] for f in run_failing("fsck") if f["code"] == "unreadable_file"]
+    assert named == ["alice: /a/b/damaged.txt, version 1"]
+
+
+def test_a_cycle_does_not_stop_fsck(alice: User) -> None:
+    node = put(alice, "a/file", b"data")
+    _lost(node)
+    _cycle(node)
+    assert codes() >= {"cycle", "unreadable_file"}
 
 
 def test_quota_recount_mends_wrong_numbers(alice: User, bob: User) -> None:
