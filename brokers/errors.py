@@ -31,6 +31,12 @@ class Unauthorized(PermanentError):
     code = "unauthorized"
 
 
+class ClockSkewed(PermanentError):
+    """The provider refuses signed requests because its clock and ours differ too much. The credentials are right."""
+
+    code = "clock_skewed"
+
+
 class NotFound(PermanentError):
     """The provider says that this object does not exist."""
 

@@ -24,6 +24,7 @@ from brokers import clock
 from brokers.driver import MAX_OBJECT_SIZE, CloudBroker, StorageInfo, StoredFile
 from brokers.errors import (
     BrokerError,
+    ClockSkewed,
     Corrupt,
     InvalidKey,
     Misconfigured,
@@ -61,7 +62,7 @@ _CODES: dict[str, type[BrokerError]] = {
     "InvalidToken": Unauthorized,
     "NotSignedUp": Unauthorized,
     "SignatureDoesNotMatch": Unauthorized,
-    "RequestTimeTooSkewed": Unauthorized,
+    "RequestTimeTooSkewed": ClockSkewed,
     "QuotaExceeded": OutOfSpace,
     "InsufficientStorage": OutOfSpace,
     "XMinioStorageFull": OutOfSpace,
@@ -226,6 +227,8 @@ class S3Broker(CloudBroker):
         if len(data) < min(most, int(answer.get("ContentLength", 0))):
             raise Unavailable("the answer ended before its end")
         if whole:  # a provider that does not know ranges
+            if len(data) > MAX_OBJECT_SIZE:
+                raise Corrupt(f"more came than the {MAX_OBJECT_SIZE} bytes that an object may have")
             if start and start >= len(data):
                 raise RangeError(f"{storage_path} has {len(data)} bytes")
             return data[start:] if length is None else data[start : start + length]

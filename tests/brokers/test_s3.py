@@ -16,6 +16,7 @@ from brokers.drivers import s3 as s3_module
 from brokers.drivers.s3 import S3Broker
 from brokers.errors import (
     BrokerError,
+    ClockSkewed,
     Corrupt,
     InvalidKey,
     Misconfigured,
@@ -86,7 +87,7 @@ WITH_BODY = [
     (error("InvalidAccessKeyId", 403), Unauthorized),
     (error("SignatureDoesNotMatch", 403), Unauthorized),
     (error("ExpiredToken", 400), Unauthorized),
-    (error("RequestTimeTooSkewed", 403), Unauthorized),
+    (error("RequestTimeTooSkewed", 403), ClockSkewed),
     (error("Whatever", 401), Unauthorized),
     (error("NoSuchBucket", 404), Misconfigured),
     (error("PermanentRedirect", 301), Misconfigured),
@@ -181,7 +182,7 @@ def test_how_long_to_wait_is_told(server, broker, clock):
 
 def test_a_clock_that_is_wrong_is_told_as_that(server, broker):
     server.answers = [error("RequestTimeTooSkewed", 403)]
-    with pytest.raises(Unauthorized, match="clock"):
+    with pytest.raises(ClockSkewed, match="clock"):
         broker.upload_file(b"x", "x")
 
 
