@@ -50,6 +50,9 @@ BLANK = "blank"
 MARKER_MISSING = "marker_missing"
 WRONG_MARKER = "wrong_marker"
 
+OBJECTS_MISSING = "objects_missing"
+INCIDENT_TOLD = timedelta(hours=1)
+
 _RANK = {Health.OFFLINE: 0, Health.READ_ONLY: 1, Health.FULL: 1, Health.ONLINE: 2}
 
 
@@ -102,6 +105,18 @@ def note_failure(broker_id: int, error: BrokerError) -> None:
         return
     now = clock.now()
     Broker.objects.filter(pk=broker_id, enabled=True, check_at__gt=now).update(check_at=now)
+
+
+def note_incident(broker_id: int, missing: int, of: int) -> None:
+    """So many objects are missing at once that something happened to the broker rather than to them: told to the
+    operator, in the journal and in the log, once an hour at most."""
+    now = clock.now()
+    told = BrokerEvent.objects.filter(broker=broker_id, kind=OBJECTS_MISSING, at__gt=now - INCIDENT_TOLD)
+    if told.exists():
+        return
+    detail = f"{missing} objects of {of} are missing at once; this counts as an outage for the repair dwell"
+    event = BrokerEvent.objects.create(broker_id=broker_id, at=now, kind=OBJECTS_MISSING, detail=detail)
+    log.warning("broker %s: %s", event.broker.name, detail)
 
 
 def adopted(broker: Broker) -> datetime | None:

@@ -126,16 +126,12 @@ def share_scaled(share: float, typical: float) -> float:
 
 def _counted(replicas: Iterable[Have], targets: Mapping[int, Target], now: datetime) -> dict[str, list[Have]]:
     """The replicas that count as copies, by domain: STORED on a broker that counts, and SUSPECT ones that wait
-    for another look (an outage is never a loss)."""
+    for another look, or for their broker (an outage is never a loss)."""
     by_domain: dict[str, list[Have]] = {}
     for r in replicas:
         target = targets[r.broker]
-        waiting = (
-            r.state == State.SUSPECT
-            and r.check_at is not None
-            and r.check_at > now
-            and r.attempts < SUSPECT_ATTEMPTS
-        )
+        later = not target.readable or (r.check_at is not None and r.check_at > now)
+        waiting = r.state == State.SUSPECT and later and r.attempts < SUSPECT_ATTEMPTS
         if target.counts and (r.state == State.STORED or waiting):
             by_domain.setdefault(target.domain, []).append(r)
     return by_domain
@@ -194,9 +190,10 @@ def plan(
             result.blocked = f"{wanted} copies need {missing - len(chosen)} more healthy domain(s) with space"
         return result
 
-    waits = [r.check_at for r in replicas if r.state == State.SUSPECT and r.check_at is not None]
-    if waits:
-        result.blocked, result.again_at = "a suspect copy waits for another look", min(waits)
+    waiting = [r for r in replicas if r.state == State.SUSPECT]
+    if waiting:
+        looks = [r.check_at for r in waiting if r.check_at is not None and r.check_at > now]
+        result.blocked, result.again_at = "a suspect copy waits for another look", min(looks, default=None)
         return result
 
     # The copies stand: what is proven lost goes, then what is too many.

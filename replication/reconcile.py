@@ -98,8 +98,11 @@ def _release(segment_id: int, lease: datetime, outcome: Plan, report: Report) ->
     why = outcome.blocked or "actions failed"
     report.blocked[why] = report.blocked.get(why, 0) + 1
     attempts = Segment.objects.values_list("attempts", flat=True).get(pk=segment_id)
-    back_off = clock.now() + min(RETRY * 2 ** min(attempts, 10), RETRY_MOST)
-    mine.update(check_at=outcome.again_at or back_off, attempts=min(attempts + 1, 1000), blocked=why[:200])
+    now = clock.now()
+    again_at = now + min(RETRY * 2 ** min(attempts, 10), RETRY_MOST)
+    if outcome.again_at is not None and outcome.again_at > now:
+        again_at = outcome.again_at
+    mine.update(check_at=again_at, attempts=min(attempts + 1, 1000), blocked=why[:200])
 
 
 def _round_of(segment_id: int, report: Report) -> Plan:

@@ -13,7 +13,7 @@ from django.db import transaction
 
 from brokers import clock
 from brokers.errors import BrokerError, Corrupt, NotFound, RangeError
-from brokers.health import note_failure, poll
+from brokers.health import note_failure, note_incident, poll
 from brokers.models import Broker
 from replication import targets, tasks, transfer
 from replication.models import Event, Replica, Segment
@@ -24,6 +24,8 @@ State = Replica.State
 # So many missing at once, and at least this part of the broker's replicas, are an incident of the broker.
 INCIDENT_COUNT = 20
 INCIDENT_PART = 0.05
+# What was believed missing so lately counts towards that, although it may be replaced by now.
+INCIDENT_WINDOW = timedelta(hours=1)
 # A poll so young proves that the broker's place is the right one, for bytes that are there and damaged.
 POLL_AGE = timedelta(seconds=15)
 RETRY = timedelta(seconds=30)
@@ -71,6 +73,11 @@ def verify(replica: Replica, segment: Segment) -> str:
 def _disproven(replica: Replica, error: BrokerError) -> str:
     """The broker answered, and the bytes are not there. Believe it when the broker is surely the right one."""
     now = clock.now()
+    if isinstance(error, NotFound):
+        dwell_over = replica.attempts > 0 and replica.reason == NotFound.code
+        if not dwell_over and _incident(replica):
+            note_failure(replica.broker_id, error)
+            return _postpone(replica, error.code, targets.repair_dwell())
     broker = Broker.objects.get(pk=replica.broker_id)
     # A place may have gone between the last poll and this read: what is missing is believed only when the place
     # has shown its marker since.
@@ -78,10 +85,6 @@ def _disproven(replica: Replica, error: BrokerError) -> str:
         broker = poll(broker.pk)
     if not broker.readable:
         return _postpone(replica, error.code)
-    if isinstance(error, NotFound):
-        dwell_over = replica.attempts > 0 and replica.reason == NotFound.code
-        if not dwell_over and _incident(replica):
-            return _postpone(replica, error.code, targets.repair_dwell())
     with transaction.atomic():
         changed = Replica.objects.filter(pk=replica.pk, state__in=(State.STORED, State.SUSPECT)).update(
             state=State.LOST, reason=error.code, check_at=now + RETRY_MOST, attempts=0
@@ -99,17 +102,20 @@ def _disproven(replica: Replica, error: BrokerError) -> str:
 
 
 def _incident(replica: Replica) -> bool:
-    """Whether so many objects of the broker are missing at once that it is the broker's incident."""
+    """Whether so many objects of the broker are missing at once, or were within the last hour, that it is the
+    broker's incident. The operator is told."""
     of_broker = Replica.objects.filter(broker=replica.broker_id)
-    missing = of_broker.filter(state__in=(State.SUSPECT, State.LOST), reason=NotFound.code).count()
+    waiting = of_broker.filter(state=State.SUSPECT, reason=NotFound.code).exclude(pk=replica.pk).count()
+    believed = Event.objects.filter(
+        kind="lost", broker=replica.broker_id, detail=NotFound.code, at__gt=clock.now() - INCIDENT_WINDOW
+    )
+    missing = waiting + believed.count()
     if missing < INCIDENT_COUNT:
         return False
     stored = of_broker.filter(state=State.STORED).count()
     if missing < INCIDENT_PART * (stored + missing):
         return False
-    log.info(
-        "%s objects of %s are missing at once; they count as an outage for the dwell", missing, replica.broker
-    )
+    note_incident(replica.broker_id, missing, stored + missing)
     return True
 
 

@@ -126,6 +126,18 @@ def test_a_suspect_behind_an_outage_counts_until_its_next_look() -> None:
     assert result.again_at == waiting.check_at
 
 
+def test_a_suspect_whose_broker_is_away_counts_for_the_dwell() -> None:
+    """Its look is due and cannot be taken: nothing is copied yet, and no time is named that has passed already."""
+    for check_at in (None, NOW - timedelta(minutes=5), NOW):
+        replicas = [have(1, 1), have(2, 2, S.SUSPECT, check_at=check_at, attempts=1)]
+        young = target(2, readable=False, writable=False, counts=True)
+        result = make_plan(2, replicas, [target(1), young, target(3)])
+        assert (result.actions, result.again_at) == ([], None)
+        assert result.blocked == "a suspect copy waits for another look"
+        old = target(2, readable=False, writable=False, counts=False)
+        assert make_plan(2, replicas, [target(1), old, target(3)]).actions == [Copy(3)]
+
+
 def test_an_outage_counts_for_the_dwell_and_not_after_it() -> None:
     replicas = [have(1, 1), have(2, 2)]
     young = target(2, readable=False, writable=False, counts=True)

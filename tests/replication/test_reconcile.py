@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -247,7 +248,10 @@ def test_a_missing_object_is_believed_only_after_a_poll(clock: VirtualClock) -> 
     assert load(content) == b"x"
 
 
-def test_many_missing_at_once_wait_for_the_dwell(three: list[Broker], clock: VirtualClock) -> None:
+def test_many_missing_at_once_wait_for_the_dwell(
+    three: list[Broker], clock: VirtualClock, expect_log: Callable[..., None]
+) -> None:
+    expect_log("missing at once")
     policy.change(copies=3)
     many = [store(b"%d" % n) for n in range(60)]
     rest()

@@ -146,23 +146,28 @@ def test_many_downloads_that_break_off_leave_the_server_well(product: Product, t
     assert get(product, token, "files/big").content == data
 
 
-def test_damage_in_mid_stream_is_no_short_answer(product: Product, token: str) -> None:
-    """A download whose later segments cannot be read ends in a broken connection, not in a whole-looking 200."""
-    data = os.urandom(40_000_000)
-    answer = raw(product, head(token, "PUT", "/api/v1/files/damaged", f"Content-Length: {len(data)}"), data)
-    assert b" 201 " in answer.split(b"\r\n")[0]
+def damage_fifth_segment(product: Product, name: str, *folders: str) -> None:
+    """Change the last bytes of a file's fifth segment, in these brokers' folders."""
     script = (
         "from replication.models import Replica; from vfs.models import Node;"
-        "n = Node.objects.get(name='damaged');"
+        f"n = Node.objects.get(name={name!r});"
         "print(*[r.locator for r in Replica.objects.filter("
         "segment__content=n.version.content, segment__position=4)])"
     )
     locators = product.manage("shell", "-v", "0", "-c", script).stdout.split()
     assert len(locators) == 2
-    for folder in ("a", "b"):
+    for folder in folders:
         for locator in locators:
             for path in (product.data / "brokers" / folder).rglob(locator.rpartition("/")[2]):
                 path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+
+
+def test_a6_damage_in_mid_stream_is_no_short_answer(product: Product, token: str) -> None:
+    """A download whose later segments cannot be read ends in a broken connection, not in a whole-looking 200."""
+    data = os.urandom(40_000_000)
+    answer = raw(product, head(token, "PUT", "/api/v1/files/damaged", f"Content-Length: {len(data)}"), data)
+    assert b" 201 " in answer.split(b"\r\n")[0]
+    damage_fifth_segment(product, "damaged", "a", "b")
     response = get(product, token, "files/damaged", stream=True)
     assert response.status_code == 200
     received = b""
@@ -172,3 +177,17 @@ def test_damage_in_mid_stream_is_no_short_answer(product: Product, token: str) -
     assert data.startswith(received)
     assert len(received) < len(data)
     assert get(product, token, "account").status_code == 200
+
+
+@pytest.mark.parametrize("folder", ["a", "b"])
+def test_a6_damage_of_one_copy_in_mid_stream_is_not_seen(product: Product, token: str, folder: str) -> None:
+    """The reader goes on with the other copy: the answer is whole and right."""
+    data = os.urandom(40_000_000)
+    name = f"one copy {folder}"
+    address = f"/api/v1/files/one%20copy%20{folder}"
+    answer = raw(product, head(token, "PUT", address, f"Content-Length: {len(data)}"), data)
+    assert b" 201 " in answer.split(b"\r\n")[0]
+    damage_fifth_segment(product, name, folder)
+    response = get(product, token, f"files/{name}")
+    assert response.status_code == 200
+    assert response.content == data
