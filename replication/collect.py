@@ -124,7 +124,7 @@ def _delete_doomed(report: Report, now: datetime) -> None:
             return
         last = batch[-1].pk
         running: list[tuple[Replica, Future[None]]] = [
-            (r, transfer.pool().submit(transfer.remove, r.broker, r.locator or r.key)) for r in batch
+            (r, transfer.pool(r.broker).submit(transfer.remove, r.broker, r.locator or r.key)) for r in batch
         ]
         gone: list[Replica] = []
         for replica, future in running:

@@ -205,7 +205,8 @@ def _objects(readable: set[int]) -> Iterator[Finding]:
 def _read_ahead(rows: QuerySet[Replica]) -> Iterator[_Read]:
     running: deque[_Read] = deque()
     for replica in rows.iterator():
-        running.append((replica, transfer.pool().submit(transfer.fetch_all, replica.broker, replica.locator)))
+        work = transfer.pool(replica.broker).submit(transfer.fetch_all, replica.broker, replica.locator)
+        running.append((replica, work))
         if len(running) > READ_AHEAD:
             yield running.popleft()
     yield from running

@@ -1,7 +1,7 @@
 """Reading a content: which segments, which replica, read ahead, fail over. Bytes that did not verify never leave.
 
-The request thread touches the database; fetching and opening run on the pool. A unit of work is a run of
-frames of one segment; a unit tries the segment's replicas in turn until one verifies.
+The request thread touches the database; fetching and opening run on the pools, each broker's on its own. A unit
+of work is a run of frames of one segment; a unit tries the segment's replicas in turn until one verifies.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ContentReader:
         running: deque[tuple[_Unit, Future[_Fetched]]] = deque()
         try:
             for unit in units:
-                running.append((unit, transfer.pool().submit(_fetch, self._key, unit)))
+                running.append((unit, _fetch(self._key, unit)))
                 if len(running) > READ_AHEAD:
                     yield from self._open(*running.popleft())
             while running:
@@ -179,21 +179,41 @@ def _order(segment: Segment, brokers: dict[int, Broker]) -> tuple[_Source, ...]:
     return tuple(_Source(r.pk, brokers[r.broker_id], r.locator) for r in ranked if r.locator)
 
 
-def _fetch(key: bytes, unit: _Unit) -> _Fetched:
-    """On a pool thread: the frames of one unit from the first replica that verifies."""
-    result = _Fetched()
+def _fetch(key: bytes, unit: _Unit) -> Future[_Fetched]:
+    """The frames of one unit from the first replica that verifies. Each is asked on a thread of its broker, so
+    that a broker that hangs holds up only who needs it."""
+    outcome: Future[_Fetched] = Future()
+    fetched = _Fetched()
+    sources = iter(unit.sources)
     start, length = frame_span(unit.first, unit.last, unit.size)
-    for source in unit.sources:
-        try:
-            data = transfer.fetch(source.broker, source.locator, start, length)
-            result.frames = list(open_frames(key, unit.header, unit.first, data))
-        except SealError as error:
-            result.failures.append((source, Corrupt(str(error))))
-        except BrokerError as error:
-            result.failures.append((source, error))
+
+    def ask_next() -> None:
+        source = next(sources, None)
+        if source is None:
+            outcome.set_result(fetched)
         else:
-            return result
-    return result
+            transfer.pool(source.broker).submit(ask, source)
+
+    def ask(source: _Source) -> None:
+        if not outcome.running() and not outcome.set_running_or_notify_cancel():
+            return  # the reader is gone
+        try:
+            try:
+                data = transfer.fetch(source.broker, source.locator, start, length)
+                fetched.frames = list(open_frames(key, unit.header, unit.first, data))
+            except SealError as error:
+                fetched.failures.append((source, Corrupt(str(error))))
+                ask_next()
+            except BrokerError as error:
+                fetched.failures.append((source, error))
+                ask_next()
+            else:
+                outcome.set_result(fetched)
+        except BaseException as error:  # noqa: BLE001 - the reader gets it, whatever it is
+            outcome.set_exception(error)
+
+    ask_next()
+    return outcome
 
 
 def _note(source: _Source, error: BrokerError) -> None:

@@ -19,19 +19,22 @@ from brokers.open import open_broker
 
 POOL_THREADS = 16
 
-_pool: ThreadPoolExecutor | None = None
-_pool_pid = 0
-_pool_lock = threading.Lock()
+_pools: dict[int | None, ThreadPoolExecutor] = {}
+_pools_pid = 0
+_pools_lock = threading.Lock()
 
 
-def pool() -> ThreadPoolExecutor:
-    """The process's threads for broker calls, made anew after a fork."""
-    global _pool, _pool_pid
-    with _pool_lock:
-        if _pool is None or _pool_pid != os.getpid():
-            _pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="transfer")
-            _pool_pid = os.getpid()
-        return _pool
+def pool(broker: Broker | None = None) -> ThreadPoolExecutor:
+    """This process's threads for calls of one broker, so that one that hangs takes none of the others'; without a
+    broker, those for work that waits for nobody. Started when needed, made anew after a fork."""
+    global _pools, _pools_pid
+    key = None if broker is None else broker.pk
+    with _pools_lock:
+        if _pools_pid != os.getpid():
+            _pools, _pools_pid = {}, os.getpid()
+        if key not in _pools:
+            _pools[key] = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="transfer")
+        return _pools[key]
 
 
 def _check_told(found: StoredFile, data_size: int, data: Buffer | None, checksum: str) -> None:

@@ -1,6 +1,6 @@
 """Writing a content: cut into segments, seal, place, put on W brokers, hand off when one fails.
 
-The request thread alone reads the body, hashes it and touches the database; sealing and puts run on the pool
+The request thread alone reads the body, hashes it and touches the database; sealing and puts run on the pools
 (replication/transfer.py). Intent before effect: a segment's rows and object keys are committed before its first
 put. At most `WINDOW` segments of one content are under way, and `_slots` bounds those of the whole process, so
 that memory does not grow with the number of uploads.
@@ -110,7 +110,8 @@ class _Job:
                 raise StateConflict("the segment is settled already")
             self.puts += puts
             for put in puts:
-                put.future = transfer.pool().submit(_seal_then_put, self._sealing, put.broker, put.key)
+                threads = transfer.pool(put.broker)
+                put.future = threads.submit(_seal_then_put, self._sealing, put.broker, put.key)
         for future in self.pending():
             future.add_done_callback(lambda _done: self._after_put())
 
