@@ -11,6 +11,8 @@ import re
 from brokers import entropy
 
 OBJECT_PREFIX = "cs/"
+# Snapshots of the metadata, and the epoch: apart from the segments, so that a listing finds them without a database.
+META_PREFIX = "cs-meta/"
 MARKER_NAME = "cs-marker"
 # What a driver's `probe()` may write to learn whether writes pass.
 PROBE_NAME = "cs-probe"

@@ -204,6 +204,11 @@ CLOUDSTORE_REPAIR_DWELL = config.seconds("CLOUDSTORE_REPAIR_DWELL", 900, low=0, 
 CLOUDSTORE_TRIM_DWELL = config.seconds("CLOUDSTORE_TRIM_DWELL", 900, low=0, high=2_592_000)
 CLOUDSTORE_COLLECT_GRACE = config.seconds("CLOUDSTORE_COLLECT_GRACE", 86_400, low=0, high=31_536_000)
 CLOUDSTORE_ORPHAN_AGE = config.seconds("CLOUDSTORE_ORPHAN_AGE", 172_800, low=0, high=31_536_000)
+CLOUDSTORE_EPOCH_INTERVAL = config.integer("CLOUDSTORE_EPOCH_INTERVAL", 600, low=10, high=86_400)
+# console
+CLOUDSTORE_SNAPSHOT_INTERVAL = config.integer("CLOUDSTORE_SNAPSHOT_INTERVAL", 3600, low=60, high=604_800)
+CLOUDSTORE_SNAPSHOT_KEEP = config.integer("CLOUDSTORE_SNAPSHOT_KEEP", 24, low=1, high=10_000)
+CLOUDSTORE_SNAPSHOT_DAYS = config.integer("CLOUDSTORE_SNAPSHOT_DAYS", 30, low=0, high=3650)
 # vfs
 CLOUDSTORE_UPLOAD_EXPIRY = config.seconds("CLOUDSTORE_UPLOAD_EXPIRY", 3600, low=60, high=604_800)
 
@@ -217,6 +222,8 @@ CELERY_BEAT_SCHEDULE = {
         ("expire-uploads", "vfs.tasks.expire_uploads", 30),
         ("collect", "replication.tasks.collect", 30),
         ("find-orphans", "replication.tasks.find_orphans", 86_400),
+        ("epoch", "console.tasks.advance_epoch", CLOUDSTORE_EPOCH_INTERVAL),
+        ("snapshot", "console.tasks.snapshot", CLOUDSTORE_SNAPSHOT_INTERVAL),
     )
 }
 

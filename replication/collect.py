@@ -20,8 +20,7 @@ from django.db.models import Q, QuerySet
 from brokers import clock
 from brokers.errors import BrokerError
 from brokers.health import note_failure
-from brokers.models import Broker
-from replication import transfer
+from replication import epoch, transfer
 from replication.contents import unreferenced
 from replication.models import Content, Event, Replica, Segment
 
@@ -44,6 +43,8 @@ class Report:
     bytes: int = 0
     failed: int = 0
     still_referenced: int = 0
+    # Why nothing may be deleted now (replication/epoch.py); empty when it may.
+    locked: str = ""
 
 
 def collect(*, dry_run: bool = False, grace: timedelta | None = None) -> Report:
@@ -53,6 +54,8 @@ def collect(*, dry_run: bool = False, grace: timedelta | None = None) -> Report:
     grace = settings.CLOUDSTORE_COLLECT_GRACE if grace is None else grace
     now = clock.now()
     due = due_contents(now, grace)
+    lock = epoch.lock()
+    report.locked = lock.reason if lock else ""
     if dry_run:
         _tell(report, due, now)
         return report
@@ -113,8 +116,12 @@ def _delete_doomed(report: Report, now: datetime) -> None:
     """Delete the objects of DOOMED rows, many at once, and drop the rows of those that are surely gone. (A put
     that timed out may still land after its delete: replication/orphans.py finds what it leaves.)"""
     doomed = Replica.objects.filter(Q(check_at=None) | Q(check_at__lte=now), state=State.DOOMED)
-    # Nothing to try, and no back-off to start, while a broker is away.
-    readable = [b.pk for b in Broker.objects.all() if b.readable]
+    if not doomed.exists():
+        return
+    # Nothing to try, and no back-off to start, while a broker is away, or knows a later epoch than this database.
+    readable = epoch.deletable()
+    lock = epoch.lock()
+    report.locked = lock.reason if lock else ""
     report.failed += doomed.exclude(broker__in=readable).count()
     last = 0
     while True:

@@ -21,10 +21,10 @@ from brokers.errors import BrokerError, NotFound
 from brokers.keyring import KeyringError
 from brokers.models import Broker
 from brokers.names import OBJECT_PREFIX
-from replication import collect, orphans, policy, targets, transfer
+from replication import collect, epoch, orphans, policy, targets, transfer, vault
 from replication.contents import unreferenced
 from replication.keys import content_key
-from replication.models import Content, Replica, Segment
+from replication.models import Content, Replica, Segment, Snapshot
 from replication.seal import SealError, open_object, parse_header, sealed_size
 
 State = Replica.State
@@ -58,6 +58,7 @@ def check(full: bool = False) -> list[Finding]:
         *_copies(),
         *_unsettled(),
         *_keys(),
+        *_lock(),
     ]
     if full:
         readable = set()
@@ -179,8 +180,19 @@ def _listing(broker: Broker) -> Iterator[Finding]:
                 yield from _unknown(broker, window)
                 window = []
         yield from _unknown(broker, window)
+        snapshots = vault.on_broker(broker)
     except BrokerError as error:
         yield Finding(NOT_READABLE, f"{broker.name}: {error.code}")
+        return
+    known = Snapshot.objects.filter(pk__in=list(snapshots)).values_list("pk", flat=True)
+    for snapshot_id in set(snapshots) - set(known):
+        yield Finding("unknown_snapshot", f"{broker.name}: snapshot {snapshot_id}")
+
+
+def _lock() -> Iterator[Finding]:
+    lock = epoch.lock()
+    if lock is not None:
+        yield Finding("deletion_locked", f"since {lock.locked_at:%Y-%m-%d %H:%M}: {lock.reason}")
 
 
 def _unknown(broker: Broker, window: list[tuple[str, int]]) -> Iterator[Finding]:

@@ -184,6 +184,72 @@ class Orphan(models.Model):
         return self.locator
 
 
+class Epoch(models.Model):
+    """How far this database has come: one row. `number` grows all the time, and each broker is told of it after it
+    is committed here; so a broker that knows a higher number proves that this database is an older one, put back.
+    Then `locked_at` is set, and nothing is deleted from any broker until an operator confirms (replication/epoch.py).
+    """
+
+    number = models.BigIntegerField(default=0)
+    raised_at = models.DateTimeField(default=clock.now)
+    # The highest number seen on a broker when it was locked.
+    seen = models.BigIntegerField(default=0)
+    locked_at = models.DateTimeField(null=True, blank=True)
+    reason = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="epoch_single_row")]
+
+    def __str__(self) -> str:
+        return f"{self.number}{', locked' if self.locked_at else ''}"
+
+
+class Snapshot(models.Model):
+    """A sealed copy of the metadata on brokers (replication/vault.py).
+
+    WRITING: its objects may exist. STANDING: whole and verified on the brokers of its copies that have a
+    `verified_at`. DOOMED: its objects are to be deleted, then the row goes. `master_keys` are the versions that
+    somebody needs to open it and what its rows wrap.
+    """
+
+    class State(models.TextChoices):
+        WRITING = "writing", "writing"
+        STANDING = "standing", "standing"
+        DOOMED = "doomed", "doomed"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    number = models.BigIntegerField(
+        help_text="The epoch in which it was made: a later one has a higher number."
+    )
+    state = models.CharField(max_length=20, choices=State.choices, default=State.WRITING)
+    created_at = models.DateTimeField(default=clock.now)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    parts = models.PositiveIntegerField(default=0)
+    size = models.BigIntegerField(default=0)
+    rows = models.BigIntegerField(default=0)
+    master_keys = models.JSONField(default=list)
+
+    class Meta:
+        ordering = ["-number", "-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.id} ({self.state})"
+
+
+class SnapshotCopy(models.Model):
+    """A snapshot on one broker: committed before its first object is put, `verified_at` after its last."""
+
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.CASCADE, related_name="copies")
+    broker = models.ForeignKey(Broker, on_delete=models.CASCADE, related_name="+")
+    verified_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["snapshot", "broker"], name="snapshot_copy_once")]
+
+    def __str__(self) -> str:
+        return f"{self.snapshot_id} on {self.broker_id}"
+
+
 class Event(models.Model):
     """Journal of what was done to bytes: copied, lost, doomed, collected. Written with the change it tells."""
 

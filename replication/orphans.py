@@ -13,7 +13,7 @@ from brokers.errors import BrokerError
 from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import OBJECT_PREFIX
-from replication import transfer
+from replication import epoch, transfer
 from replication.models import Event, Orphan, Replica
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ class Report:
     deleted: int = 0
     bytes: int = 0
     failed: int = 0
+    # Why nothing may be deleted now (replication/epoch.py); empty when it may.
+    locked: str = ""
 
 
 def unknown(broker: Broker, found: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -43,11 +45,14 @@ def scan(*, delete: bool = True, dry_run: bool = False) -> Report:
     """List every readable broker, note objects that no row knows, forget those that are gone, and delete those
     first seen longer ago than the orphan age. Two scans apart must have seen an orphan before it goes."""
     report = Report()
+    deletable = epoch.deletable()
+    lock = epoch.lock()
+    report.locked = lock.reason if lock else ""
     for broker in Broker.objects.all():
         if not broker.readable:
             continue
         try:
-            _scan(broker, report, delete=delete, dry_run=dry_run)
+            _scan(broker, report, delete=delete and broker.pk in deletable, dry_run=dry_run)
             report.brokers += 1
         except BrokerError as error:
             note_failure(broker.pk, error)

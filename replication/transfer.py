@@ -64,6 +64,16 @@ def put(broker: Broker, key: str, data: Buffer, checksum: str) -> str:
     return locator
 
 
+def put_small(broker: Broker, key: str, data: bytes) -> str:
+    """`put` for a small object."""
+    return put(broker, key, data, hashlib.sha256(data).hexdigest())
+
+
+def connection(broker: Broker) -> object:
+    """What stands for this process's connection to a broker: another one after the broker was opened anew."""
+    return open_broker(broker)
+
+
 def fetch(broker: Broker, locator: str, start: int, length: int) -> bytes:
     """Exactly `length` bytes of an object from `start`; their content is not verified. Raises Corrupt for any
     other number of bytes, or what the broker raises."""

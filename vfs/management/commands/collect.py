@@ -42,4 +42,6 @@ class Command(JsonCommand):
             words += (
                 f"\n{strays.orphans} unknown objects on {strays.brokers} brokers, {strays.deleted} deleted"
             )
+        if report.locked:
+            words += f"\nNOTHING IS DELETED: {report.locked}. See manage.py epoch_confirm --dry-run"
         self.report(options, data, words)
