@@ -6,14 +6,17 @@ of work is a run of frames of one segment; a unit tries the segment's replicas i
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from django.db.models import Prefetch
 
-from brokers.errors import BrokerError, Corrupt, NotFound
+from brokers.errors import BrokerError, Corrupt, NotFound, Timeout
 from brokers.health import note_failure
 from brokers.models import Broker, Health
 from replication import suspects, transfer
@@ -30,6 +33,9 @@ RAMP = (1, 4)
 UNIT_FRAMES = 8
 # How many segments' rows are loaded at once.
 ROWS = 32
+# How long one replica is waited for alone, in seconds and in times of what its broker lately took.
+PATIENCE = 3.0
+PATIENCE_FACTOR = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +98,20 @@ class ContentReader:
 
     def _pieces(self, start: int, end: int) -> Iterator[memoryview]:
         units = self._units(start, end)
-        running: deque[tuple[_Unit, Future[_Fetched]]] = deque()
+        running: deque[tuple[_Unit, _Fetch]] = deque()
         try:
             for unit in units:
-                running.append((unit, _fetch(self._key, unit)))
+                running.append((unit, _Fetch(self._key, unit)))
                 if len(running) > READ_AHEAD:
                     yield from self._open(*running.popleft())
             while running:
                 yield from self._open(*running.popleft())
         finally:
-            for _unit, future in running:
-                future.cancel()
+            for _unit, fetch in running:
+                fetch.cancel()
 
-    def _open(self, unit: _Unit, future: Future[_Fetched]) -> Iterator[memoryview]:
-        fetched = future.result()
+    def _open(self, unit: _Unit, fetch: _Fetch) -> Iterator[memoryview]:
+        fetched = fetch.result()
         for source, error in fetched.failures:
             _note(source, error)
         if not fetched.frames:
@@ -179,41 +185,78 @@ def _order(segment: Segment, brokers: dict[int, Broker]) -> tuple[_Source, ...]:
     return tuple(_Source(r.pk, brokers[r.broker_id], r.locator) for r in ranked if r.locator)
 
 
-def _fetch(key: bytes, unit: _Unit) -> Future[_Fetched]:
-    """The frames of one unit from the first replica that verifies. Each is asked on a thread of its broker, so
-    that a broker that hangs holds up only who needs it."""
-    outcome: Future[_Fetched] = Future()
-    fetched = _Fetched()
-    sources = iter(unit.sources)
-    start, length = frame_span(unit.first, unit.last, unit.size)
+class _Fetch:
+    """Gets the frames of one unit from the first replica that verifies. Each is asked on a thread of its broker,
+    so that a broker that hangs holds up only who needs it."""
 
-    def ask_next() -> None:
-        source = next(sources, None)
-        if source is None:
-            outcome.set_result(fetched)
-        else:
-            transfer.pool(source.broker).submit(ask, source)
+    def __init__(self, key: bytes, unit: _Unit) -> None:
+        self._key = key
+        self._unit = unit
+        self._span = frame_span(unit.first, unit.last, unit.size)
+        self._lock = threading.Lock()
+        self._left = deque(unit.sources)
+        self._asked: list[_Source] = []
+        self._failures: list[tuple[_Source, BrokerError]] = []
+        self._outcome: Future[_Fetched] = Future()
+        self._ask_next()
 
-    def ask(source: _Source) -> None:
-        if not outcome.running() and not outcome.set_running_or_notify_cancel():
-            return  # the reader is gone
-        try:
+    def result(self) -> _Fetched:
+        """Waits for it. A replica that takes much longer than its broker lately took is not waited for alone: the
+        next one is asked as well, and the first that verifies counts."""
+        while True:
+            with self._lock:
+                patience = _patience(self._asked[-1]) if self._asked and self._left else None
             try:
-                data = transfer.fetch(source.broker, source.locator, start, length)
-                fetched.frames = list(open_frames(key, unit.header, unit.first, data))
-            except SealError as error:
-                fetched.failures.append((source, Corrupt(str(error))))
-                ask_next()
-            except BrokerError as error:
-                fetched.failures.append((source, error))
-                ask_next()
-            else:
-                outcome.set_result(fetched)
-        except BaseException as error:  # noqa: BLE001 - the reader gets it, whatever it is
-            outcome.set_exception(error)
+                return self._outcome.result(patience)
+            except FutureTimeout:
+                if self._outcome.done():
+                    return self._outcome.result()
+                with self._lock:
+                    slow = self._asked[-1]
+                note_failure(slow.broker.pk, Timeout("it takes long"))
+                self._ask_next()
 
-    ask_next()
-    return outcome
+    def cancel(self) -> None:
+        """The reader is gone: ask nobody any more."""
+        with self._lock:
+            self._left.clear()
+        self._outcome.cancel()
+
+    def _ask_next(self) -> None:
+        with self._lock:
+            source = self._left.popleft() if self._left else None
+            if source is not None:
+                self._asked.append(source)
+            elif len(self._failures) == len(self._asked):
+                self._settle(_Fetched([], self._failures))
+        if source is not None:
+            transfer.pool(source.broker).submit(self._ask, source)
+
+    def _ask(self, source: _Source) -> None:
+        if self._outcome.done():
+            return  # another one was faster, or the reader is gone
+        try:
+            data = transfer.fetch(source.broker, source.locator, *self._span)
+            frames = list(open_frames(self._key, self._unit.header, self._unit.first, data))
+        except (SealError, BrokerError) as error:
+            known = error if isinstance(error, BrokerError) else Corrupt(str(error))
+            with self._lock:
+                self._failures.append((source, known))
+            self._ask_next()
+        except BaseException as error:  # noqa: BLE001 - the reader gets it, whatever it is
+            with suppress(InvalidStateError):
+                self._outcome.set_exception(error)
+        else:
+            with self._lock:
+                self._settle(_Fetched(frames, list(self._failures)))
+
+    def _settle(self, fetched: _Fetched) -> None:
+        with suppress(InvalidStateError):
+            self._outcome.set_result(fetched)
+
+
+def _patience(source: _Source) -> float:
+    return max(PATIENCE, PATIENCE_FACTOR * transfer.latency(source.broker))
 
 
 def _note(source: _Source, error: BrokerError) -> None:
