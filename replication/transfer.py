@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,8 +19,10 @@ from brokers.models import Broker
 from brokers.open import open_broker
 
 POOL_THREADS = 16
+# Pools that are kept; the one that was used longest ago goes first, and its threads end with their work.
+POOLS = 64
 
-_pools: dict[int | None, ThreadPoolExecutor] = {}
+_pools: OrderedDict[int | None, ThreadPoolExecutor] = OrderedDict()
 _pools_pid = 0
 _pools_lock = threading.Lock()
 
@@ -31,9 +34,12 @@ def pool(broker: Broker | None = None) -> ThreadPoolExecutor:
     key = None if broker is None else broker.pk
     with _pools_lock:
         if _pools_pid != os.getpid():
-            _pools, _pools_pid = {}, os.getpid()
+            _pools, _pools_pid = OrderedDict(), os.getpid()
         if key not in _pools:
             _pools[key] = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="transfer")
+            if len(_pools) > POOLS:
+                _pools.popitem(last=False)
+        _pools.move_to_end(key)
         return _pools[key]
 
 
