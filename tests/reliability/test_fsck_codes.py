@@ -35,7 +35,12 @@ INVARIANTS = {
     "I2": {"replica_doomed", "overdue", "expired_upload"},
     "I3": {"object_damaged", "does_not_read_back"},
     "I4": {"copies_missing", "no_copy"},
-    "I5": {"condemned_but_referenced", "version_without_bytes", "upload_of_closed_content"},
+    "I5": {
+        "condemned_but_referenced",
+        "version_without_bytes",
+        "upload_of_closed_content",
+        "deletion_locked",
+    },
     "I6": {"wrong_quota"},
     "I7": {
         "cycle",
@@ -46,7 +51,7 @@ INVARIANTS = {
         "folder_with_versions",
     },
     "I8": {"replica_planned", "replica_suspect", "replica_lost", "copies_too_many", "copies_missing"},
-    "I9": {"unknown_object", "unreferenced"},
+    "I9": {"unknown_object", "unknown_snapshot", "unreferenced"},
 }
 
 

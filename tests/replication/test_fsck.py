@@ -14,7 +14,7 @@ from brokers.errors import Unavailable
 from brokers.models import Broker, Health
 from brokers.open import wrap
 from brokers.testing.faulty import FaultyBroker
-from replication import contents, keys
+from replication import contents, epoch, keys, vault
 from replication.fsck import check
 from replication.models import Content, Replica, Segment
 from tests.replication.kit import Objects, State, memory_broker, replicas, store
@@ -83,6 +83,10 @@ def _unreadable(content: Content) -> AbstractContextManager[None]:
     return wrap(replica.broker_id, failing)
 
 
+def _snapshot(content: Content) -> None:
+    Objects(replicas(content)[0].broker)[vault.name_of(1, uuid.uuid4(), 0)] = b"of another database"
+
+
 def _no_good_copy(content: Content) -> None:
     for replica in replicas(content):
         Objects(replica.broker)[replica.locator] = bytes(replica.segment.sealed_size)
@@ -110,6 +114,8 @@ PLANTED: dict[str, Callable[[Content], object]] = {
     "object_unreadable": _unreadable,
     "does_not_read_back": lambda c: Content.objects.filter(pk=c.pk).update(sha256="0" * 64),
     "broker_not_readable": _offline,
+    "unknown_snapshot": _snapshot,
+    "deletion_locked": lambda c: epoch.lock_now(7, "planted"),
 }
 
 
