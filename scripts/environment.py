@@ -1,4 +1,4 @@
-"""Makes the virtual environment and installs one of the pinned requirement sets: `environment.py base|test`.
+"""Makes the virtual environment and installs one of the pinned requirement sets: `environment.py base|test|bench`.
 
 Needs nothing but Python and its standard library. A set is installed again only when its file has changed:
 a copy of the installed file lies in the environment, written last. Two runs at the same time take turns.
@@ -79,7 +79,7 @@ def main():
         )
     names = sys.argv[1:]
     if not names or not all((ROOT / "requirements" / f"{name}.txt").is_file() for name in names):
-        fail("usage: environment.py base|test|prod ...")
+        fail("usage: environment.py base|test|prod|bench ...")
     VENV.parent.mkdir(parents=True, exist_ok=True)
     with (VENV.parent / f"{VENV.name}.lock").open("w") as lock:
         try:
