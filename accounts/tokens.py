@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from django.db import DatabaseError, connection
 from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import Token, User
+
+log = logging.getLogger(__name__)
 
 FILES_READ = "files:read"
 FILES_WRITE = "files:write"
@@ -63,11 +67,22 @@ def verify(plaintext: str) -> Token | None:
     tokens = Token.objects.select_related("user").filter(valid, revoked_at__isnull=True, user__is_active=True)
     token = tokens.filter(digest=_digest(plaintext)).first()
     if token is not None and (token.last_used_at is None or token.last_used_at <= now - USE_NOTED_EVERY):
-        # The second condition keeps a crowd of requests from writing the same minute.
-        unnoted = Q(last_used_at__isnull=True) | Q(last_used_at__lte=now - USE_NOTED_EVERY)
-        Token.objects.filter(unnoted, pk=token.pk).update(last_used_at=now)
-        token.last_used_at = now
+        _note_use(token, now)
     return token
+
+
+def _note_use(token: Token, now: datetime) -> None:
+    # The condition keeps a crowd of requests from writing the same minute.
+    unnoted = Q(last_used_at__isnull=True) | Q(last_used_at__lte=now - USE_NOTED_EVERY)
+    try:
+        Token.objects.filter(unnoted, pk=token.pk).update(last_used_at=now)
+    except DatabaseError as error:
+        if connection.in_atomic_block:  # the caller's transaction is broken
+            raise
+        # A database that takes no writes is no reason to refuse a download.
+        log.error("the use of a token could not be noted: the database failed: %s", error)
+    else:
+        token.last_used_at = now
 
 
 def revoke(token: Token) -> bool:

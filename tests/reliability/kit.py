@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from rest_framework.test import APIClient
 
 from accounts.models import User
@@ -154,6 +156,16 @@ class Drive:
         )
         if answer.status_code in (200, 201):
             self.kept[path] = data
+            counters.add(counters.ACKNOWLEDGED, len(data))
+        return answer
+
+    def form(self, name: str, data: bytes) -> Any:
+        """Upload through a form into the top folder -> the answer."""
+        folder = self.client.get("/api/v1/nodes/root").json()["id"]
+        body = encode_multipart(BOUNDARY, {"file": SimpleUploadedFile(name, data)})
+        answer = self.client.generic("POST", f"/api/v1/nodes/{folder}/files", body, MULTIPART_CONTENT)
+        if answer.status_code in (200, 201):
+            self.kept[name] = data
             counters.add(counters.ACKNOWLEDGED, len(data))
         return answer
 

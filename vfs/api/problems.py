@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
+from django.db import InterfaceError, InternalError, OperationalError
 from django.http import Http404
 from django.http.multipartparser import MultiPartParserError
 from rest_framework import exceptions
@@ -14,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from accounts.quota import QuotaExceeded
+from brokers.keyring import KeyringError
 from replication.errors import ContentDamaged, ContentUnavailable, StateConflict, WriteRefused
 from vfs.amounts import amount
 from vfs.errors import VfsError
@@ -75,6 +77,18 @@ def describe(error: Exception) -> tuple[dict[str, Any], dict[str, str]] | None:
             return problem(502, error.code, "No undamaged copy of this file could be read."), {}
         case StateConflict():
             return problem(409, error.code, "The upload expired or was cancelled. Nothing was stored."), {}
+        case OperationalError() | InterfaceError() | InternalError():
+            # Down, locked, full, read-only, a deadlock, a serialization failure: what was asked for is not done,
+            # or (an answer that was lost) not known to be.
+            log.error("the database failed: %s: %s", type(error).__name__, error)
+            detail = "The database does not take this at the moment. Try again later."
+            return problem(503, "database_unavailable", detail), wait
+        case KeyringError():
+            log.error("the master key does not open what was asked for: %s", error)
+            detail = (
+                "The server's master key does not fit. Nothing was stored; the operator has to put it right."
+            )
+            return problem(503, "wrong_master_key", detail), wait
     return None
 
 
