@@ -102,6 +102,13 @@ def refund(user_id: int, n: int) -> None:
     _move(user_id, used=-n)
 
 
+def charge(user_id: int, n: int) -> None:
+    """Adds `n` bytes to `used` whatever the limit is: for bytes that are there already and come back. ValueError when
+    negative; nothing happens when the user is gone."""
+    _not_negative(n)
+    _move(user_id, used=n)
+
+
 def usage(user: User | int) -> Usage:
     """What the database says now about a user (or a user's id). Raises User.DoesNotExist."""
     rows = User.objects.filter(pk=user.pk if isinstance(user, User) else user).annotate(limit=_limit())

@@ -21,13 +21,14 @@ def _bound_to(broker: Broker) -> bytes:
     return f"brokers.Broker:{broker.marker}".encode("ascii")
 
 
-def seal_secrets(broker: Broker, secrets: Mapping[str, str]) -> None:
-    """Put `secrets` into the row's fields, sealed with the current master key. Does not save the row."""
+def seal_secrets(broker: Broker, secrets: Mapping[str, str], ring: Keyring | None = None) -> None:
+    """Put `secrets` into the row's fields, sealed with the current master key of `ring` (default: the configured one,
+    checked against the database). Does not save the row."""
     if not secrets:
         broker.sealed_secrets, broker.secrets_key_version = None, None
         return
     plain = json.dumps(dict(secrets), sort_keys=True).encode()
-    version, sealed = keyring().seal(PURPOSE, plain, _bound_to(broker))
+    version, sealed = (ring or keyring()).seal(PURPOSE, plain, _bound_to(broker))
     broker.sealed_secrets, broker.secrets_key_version = sealed, version
 
 

@@ -72,9 +72,10 @@ def _highest(broker: Broker, *, fresh: bool) -> int:
     return number
 
 
-def deletable(*, fresh: bool = False) -> set[int]:
+def deletable(*, fresh: bool = False, quiet: bool = False) -> set[int]:
     """The brokers from which objects may be deleted now: those that answer, when none of them has heard of a
-    later epoch than the database. Empty while deletion is locked. Outside any transaction."""
+    later epoch than the database. Empty while deletion is locked; then the log says so, unless `quiet`. Outside any
+    transaction."""
     checked: set[int] = set()
     highest = 0
     for broker in Broker.objects.all():
@@ -94,7 +95,8 @@ def deletable(*, fresh: bool = False) -> set[int]:
             f"a broker was told of epoch {highest}, and this database is at {row.number}: it is an older one",
         )
     if row.locked_at is not None:
-        _tell(row)
+        if not quiet:
+            _tell(row)
         return set()
     return checked
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -39,6 +40,17 @@ def unknown(broker: Broker, found: list[tuple[str, int]]) -> list[tuple[str, int
     known = set(of_broker.filter(locator__in=names).values_list("locator", flat=True))
     known |= set(of_broker.filter(key__in=names).values_list("key", flat=True))
     return [(name, size) for name, size in found if name not in known]
+
+
+def unknown_objects(broker: Broker) -> Iterator[tuple[str, int]]:
+    """(locator, size) of every object of ours on a broker that no row knows. Raises BrokerError."""
+    window: list[tuple[str, int]] = []
+    for found in transfer.listing(broker, OBJECT_PREFIX):
+        window.append((found.path, found.size))
+        if len(window) == WINDOW:
+            yield from unknown(broker, window)
+            window = []
+    yield from unknown(broker, window)
 
 
 def scan(*, delete: bool = True, dry_run: bool = False) -> Report:

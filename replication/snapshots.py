@@ -107,6 +107,11 @@ def retain() -> int:
     return sum(_drop(snapshot, there) for snapshot in Snapshot.objects.filter(state=State.DOOMED))
 
 
+def note_all() -> None:
+    """Give rows to the snapshots that the brokers hold. Idempotent; deletes nothing."""
+    _listed(broker.pk for broker in Broker.objects.all() if broker.readable)
+
+
 def _listed(brokers: Iterable[int]) -> dict[int, dict[uuid.UUID, vault.Found]]:
     """What the brokers hold, with a row for each snapshot that had none: an older database, or a rebuilt one,
     gets to know the later ones this way."""

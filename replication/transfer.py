@@ -12,11 +12,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
+from brokers import marker
 from brokers.driver import Buffer, StoredFile
 from brokers.errors import BrokerError, Corrupt, NotFound, Unavailable
 from brokers.models import Broker
-from brokers.open import open_broker
+from brokers.open import forget, open_broker
 
 POOL_THREADS = 16
 # Pools that are kept; the one that was used longest ago goes first, and its threads end with their work.
@@ -78,6 +80,17 @@ def put_small(broker: Broker, key: str, data: bytes) -> str:
 def connection(broker: Broker) -> object:
     """What stands for this process's connection to a broker: another one after the broker was opened anew."""
     return open_broker(broker)
+
+
+def close(broker: Broker) -> None:
+    """Close this process's connection to a broker. Idempotent."""
+    forget(broker.pk)
+
+
+def marker_of(broker: Broker) -> UUID | None:
+    """The id in the marker that the place carries; None without a readable one. Raises BrokerError."""
+    found = marker.find(open_broker(broker))
+    return marker.parse(found[1]) if found else None
 
 
 def fetch(broker: Broker, locator: str, start: int, length: int) -> bytes:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
-from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
 
 from accounts import tokens
 from accounts.models import User
-from brokers import failpoint
 from brokers.errors import Unavailable
 from brokers.keyring import Keyring
 from brokers.models import Broker
@@ -28,6 +24,7 @@ from console.tasks import snapshot as snapshot_task
 from replication import epoch, snapshots, vault
 from replication.models import Snapshot
 from tests.brokers.conftest import faulty
+from tests.console.kit import Crash, crash_at, run
 from tests.kit.clock import VirtualClock
 from tests.kit.threads import race
 from tests.replication.kit import Objects, memory_broker
@@ -36,37 +33,6 @@ from vfs.models import Node
 
 pytestmark = pytest.mark.django_db(transaction=True)
 State = Snapshot.State
-
-
-class Crash(BaseException):
-    """The process dies."""
-
-
-@contextmanager
-def crash_at(name: str, time: int = 1) -> Iterator[None]:
-    """Die when this failpoint is reached for the `time`-th time."""
-    count = 0
-
-    def hook(reached: str) -> None:
-        nonlocal count
-        if before is not None:
-            before(reached)
-        if reached == name:
-            count += 1
-            if count == time:
-                raise Crash
-
-    before = failpoint.install(hook)
-    try:
-        yield
-    finally:
-        failpoint.install(before)
-
-
-def run(command: str, *arguments: str) -> Any:
-    out = io.StringIO()
-    call_command(command, *arguments, "--json", stdout=out)
-    return json.loads(out.getvalue())
 
 
 def names(broker: Broker, part: str = "cs-meta/snapshot-") -> set[str]:
