@@ -140,6 +140,10 @@ def _delete_doomed(report: Report, now: datetime) -> None:
             except BrokerError as error:
                 note_failure(replica.broker_id, error)
                 _again(replica, error.code, report)
+            except Exception:
+                # A row that always fails must not hold up the others.
+                log.exception("deleting replica %s failed", replica.pk)
+                _again(replica, "failed", report)
             else:
                 gone.append(replica)
         _drop(gone, report)

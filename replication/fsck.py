@@ -164,7 +164,7 @@ def _keys() -> Iterator[Finding]:
         try:
             content_key(content)
         except KeyringError as error:
-            yield Finding("key_does_not_open", f"content {content.pk}: {error}")
+            yield Finding("key_does_not_open", f"content {content.pk}: {error}", content.pk)
 
 
 def _listing(broker: Broker) -> Iterator[Finding]:

@@ -37,7 +37,11 @@ def settle() -> None:
     for broker in Broker.objects.exclude(blank_adopted_at=None):
         lose_blank(broker)
     for broker in Broker.objects.filter(enabled=True, health=Health.OFFLINE, health_reason=MARKER_MISSING):
-        recognise(broker)
+        try:
+            recognise(broker)
+        except Exception:
+            # One place that always fails must not hold up the repair of all others.
+            log.exception("looking at the place of %s failed", broker)
 
 
 def lose_blank(broker: Broker) -> int:

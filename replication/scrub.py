@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ from brokers.models import Broker
 from replication import policy, suspects
 from replication.models import Content, Replica
 
+log = logging.getLogger(__name__)
 State = Replica.State
 
 # How often the scheduler runs a scrub, and how much faster than needed it goes, so that an outage of hours
@@ -53,7 +55,12 @@ def scrub(budget: int | None = None, *, everything: bool = False) -> Report:
         if budget is not None and report.bytes >= budget:
             break
         before = replica.attempts
-        became = suspects.verify(replica, replica.segment)
+        try:
+            became = suspects.verify(replica, replica.segment)
+        except Exception:
+            # A row that always fails must not hold up the others.
+            log.exception("scrubbing replica %s failed", replica.pk)
+            became = suspects.postpone(replica, "failed")
         report.replicas += 1
         report.bytes += replica.segment.sealed_size
         report.lost += became == State.LOST

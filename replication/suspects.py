@@ -62,7 +62,7 @@ def verify(replica: Replica, segment: Segment) -> str:
         return _disproven(replica, error)
     except BrokerError as error:
         note_failure(broker.pk, error)
-        return _postpone(replica, error.code)
+        return postpone(replica, error.code)
     now = clock.now()
     Replica.objects.filter(pk=replica.pk, state__in=(State.STORED, State.SUSPECT, State.LOST)).update(
         state=State.STORED, reason="", verified_at=now, check_at=None, attempts=0
@@ -77,14 +77,14 @@ def _disproven(replica: Replica, error: BrokerError) -> str:
         dwell_over = replica.attempts > 0 and replica.reason == NotFound.code
         if not dwell_over and _incident(replica):
             note_failure(replica.broker_id, error)
-            return _postpone(replica, error.code, targets.repair_dwell())
+            return postpone(replica, error.code, targets.repair_dwell())
     broker = Broker.objects.get(pk=replica.broker_id)
     # A place may have gone between the last poll and this read: what is missing is believed only when the place
     # has shown its marker since.
     if isinstance(error, NotFound) or broker.checked_at is None or now - broker.checked_at > POLL_AGE:
         broker = poll(broker.pk)
     if not broker.readable:
-        return _postpone(replica, error.code)
+        return postpone(replica, error.code)
     with transaction.atomic():
         changed = Replica.objects.filter(pk=replica.pk, state__in=(State.STORED, State.SUSPECT)).update(
             state=State.LOST, reason=error.code, check_at=now + RETRY_MOST, attempts=0
@@ -119,7 +119,7 @@ def _incident(replica: Replica) -> bool:
     return True
 
 
-def _postpone(replica: Replica, reason: str, wait: timedelta | None = None) -> str:
+def postpone(replica: Replica, reason: str, wait: timedelta | None = None) -> str:
     """Look again later. A STORED replica becomes SUSPECT only for what speaks of the object itself."""
     about_object = reason in (NotFound.code, Corrupt.code, RangeError.code)
     state = State.SUSPECT if replica.state == State.STORED and about_object else State(replica.state)

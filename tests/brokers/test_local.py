@@ -71,7 +71,7 @@ class Calls:
 # -- durable, whole ----------------------------------------------------------------------------------------
 
 
-def test_written_synced_renamed_and_the_folder_synced(monkeypatch, broker, root):
+def test_b16_written_synced_renamed_and_the_folder_synced(monkeypatch, broker, root):
     broker.upload_file(b"first", "cs/ab/first")  # the folders are there and known from now on
     calls = Calls(monkeypatch)
     broker.upload_file(b"bytes", KEY)
@@ -86,7 +86,7 @@ def test_written_synced_renamed_and_the_folder_synced(monkeypatch, broker, root)
     assert Path(temporary).parent == root / ".tmp" and not os.listdir(root / ".tmp")
 
 
-def test_the_names_of_new_folders_are_synced_before_success(monkeypatch, broker, root):
+def test_b16_the_names_of_new_folders_are_synced_before_success(monkeypatch, broker, root):
     calls = Calls(monkeypatch)
     broker.upload_file(b"bytes", KEY)
     synced = [about for name, about in calls.seen if name == "fsync"]
