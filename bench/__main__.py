@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--files", type=int, help="number of small files")
     parser.add_argument("--folder", type=Path, default=ROOT / "var" / "bench", help="where all bytes go")
     parser.add_argument(
-        "--database-url", default="", help="measure CloudStore on this PostgreSQL (emptied before)"
+        "--database-url", default="", help="CloudStore makes its databases in this PostgreSQL"
     )
     parser.add_argument("--strict", action="store_true", help="end with 1 when a target is missed")
     parser.add_argument(
@@ -79,9 +79,10 @@ def start_peers(options: argparse.Namespace, folder: Path, recorder: results.Rec
     running: list[Peer] = []
     for name in wanted:
         kind = ALL[name]
-        peer = kind(folder / name, options.peers.absolute())
-        if options.database_url and isinstance(peer, CloudStore):
-            peer.env["DATABASE_URL"] = options.database_url
+        if issubclass(kind, CloudStore):
+            peer: Peer = kind(folder / name, options.peers.absolute(), options.database_url)
+        else:
+            peer = kind(folder / name, options.peers.absolute())
         say(f"starting {peer.title}")
         try:
             peer.start()
@@ -136,6 +137,7 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
+        "database": "PostgreSQL" if options.database_url else "SQLite",
         "quick": options.quick,
         "seconds": round(time.monotonic() - started, 1),
         "seconds_of_cases": took,
@@ -161,7 +163,8 @@ def say(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    visible = [part for part in arguments if part not in {"--peers", str(options.peers), "--summary"}]
+    hidden = {"--peers", str(options.peers), "--summary", options.database_url}
+    visible = [part for part in arguments if part not in hidden]
     command = " ".join(["make bench", *([f'ARGS="{" ".join(visible)}"'] if visible else [])])
     if options.file:
         report = json.loads(options.file.read_text())

@@ -99,6 +99,9 @@ class Peer:
     def make_folder(self, folder: str) -> Ask | None:
         return self.ask("MKCOL", f"/{folder}/")
 
+    def folder_made(self, folder: str, answer: str) -> None:
+        """What `make_folder` was answered."""
+
     def tidy(self) -> None:
         """Frees what deleted files still take, where deleting does not."""
 

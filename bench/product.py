@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
+import secrets
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from bench.peers import ROOT, Ask, Peer, clean_environment, form
 from bench.processes import CannotMeasure, descendants, free_ports
 
 COMMAND_SECONDS = 900
+TIMED = """
+import io, json, time
+from django.core.management import call_command
+output, started = io.StringIO(), time.perf_counter()
+call_command(*{command!r}, json=True, stdout=output)
+print(json.dumps([time.perf_counter() - started, json.loads(output.getvalue())]))
+"""
 UNLIMITED = "from accounts.models import User; User.objects.update(quota=10**15)"
 
 
@@ -28,10 +39,12 @@ class CloudStore(Peer):
     syncs = True
     seals = True
 
-    def __init__(self, folder: Path, venv: Path, database: str = "") -> None:
+    def __init__(self, folder: Path, venv: Path, server: str = "") -> None:
+        """`server` is the URL of a PostgreSQL in which it makes a database of its own; SQLite without."""
         super().__init__(folder, venv)
         (self.port,) = free_ports(1)
         ours = product_variables()
+        self.folder_ids: dict[str, str] = {}
         self.env = {
             **{name: value for name, value in clean_environment().items() if name not in ours},
             "CLOUDSTORE_DATA": str(folder / "data"),
@@ -42,10 +55,20 @@ class CloudStore(Peer):
             # Nothing of the operator's clock may fall into a run.
             "CLOUDSTORE_HEALTH_INTERVAL": "3600",
         }
-        if database:
-            self.env["DATABASE_URL"] = database
+        self.server = server
+        self.database = ""
+
+    def _on_server(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.server, autocommit=True) as connection:
+            connection.execute(statement.encode())
 
     def start(self) -> None:
+        if self.server:
+            self.database = f"bench_{secrets.token_hex(6)}"
+            self._on_server(f"CREATE DATABASE {self.database}")
+            self.env["DATABASE_URL"] = urlsplit(self.server)._replace(path=self.database).geturl()
         self._python("-m", "cloudstore.secretfile")
         self.manage("init")
         # As an operator does on the console: the measured user may store more than the default quota.
@@ -63,6 +86,12 @@ class CloudStore(Peer):
         self.processes.start("cloudstore", command, self.env, ROOT)
         self.processes.wait_for(self.port)
         time.sleep(2.0)  # the worker is still importing
+
+    def stop(self) -> None:
+        super().stop()
+        if self.database:
+            self._on_server(f"DROP DATABASE IF EXISTS {self.database} WITH (FORCE)")
+            self.database = ""
 
     def _python(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -109,9 +138,18 @@ class CloudStore(Peer):
         headers = {"Content-Type": "application/json"}
         return self.ask("POST", "/api/v1/folders", headers=headers, prefix=f'{{"path": "/{folder}"}}')
 
-    def form_ask(self, node: str) -> Ask:
+    def folder_made(self, folder: str, answer: str) -> None:
+        self.folder_ids.setdefault(folder, json.loads(answer).get("id", ""))
+
+    def form(self, folder: str) -> Ask:
         """The upload of a form, as a browser sends it."""
-        return self.ask("POST", f"/api/v1/nodes/{node}/files", **form("file"))
+        return self.ask("POST", f"/api/v1/nodes/{self.folder_ids[folder]}/files", **form("file"))
+
+    def timed(self, *command: str) -> tuple[float, dict[str, Any]]:
+        """A command's seconds without the start of Python and Django, and its report."""
+        answer = self.manage("shell", "-v", "0", "-c", TIMED.format(command=command))
+        seconds, report = json.loads(answer.strip().splitlines()[-1])
+        return seconds, report
 
     def tidy(self) -> None:
         self.manage("collect", "--now")

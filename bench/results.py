@@ -198,14 +198,12 @@ def tables(report: dict[str, Any], *, markdown: bool = False) -> str:
 def small_table(found: Medians, titles: dict[str, str], markdown: bool) -> str:
     metrics = list(dict.fromkeys(m for v in found["small"].values() for m in v if m.endswith("_per_s")))
     clients = list(dict.fromkeys(m.split("_")[1] for m in metrics))
-    head = ["", *(f"{step} x{n}" for step in STEPS for n in clients)]
-    rows = [
-        [
-            titles.get(peer, peer),
-            *(number(values.get(f"{step}_{n}_per_s")) for step in STEPS for n in clients),
-        ]
-        for peer, values in found["small"].items()
-    ]
+    head = ["", *(f"{step} x{n}" for step in STEPS for n in clients), "CPU ms/file"]
+    rows = []
+    for peer, values in found["small"].items():
+        rates = [number(values.get(f"{step}_{n}_per_s")) for step in STEPS for n in clients]
+        spent = max((value for metric, value in values.items() if metric.startswith("cpu_ms_")), default=None)
+        rows.append([titles.get(peer, peer), *rates, number(spent, 1)])
     fewer = [
         f"{titles.get(peer, peer)} with {metric.removeprefix('files_')} clients: {value:.0f} files within the time"
         for peer, values in found["small"].items()
@@ -236,7 +234,7 @@ def summary(report: dict[str, Any]) -> str:
     machine = (
         f"{facts['cores']} cores ({facts['processor']}), {facts['memory_bytes'] / 2**30:.0f} GiB of memory, "
         f"Linux {facts['kernel']}, {facts['file_system']}, disk {facts['disk_mb_per_s']:.0f} MB/s "
-        f"(256 MiB with one fdatasync), Python {facts['python']}, commit {facts['commit']}"
+        f"(256 MiB with one fdatasync), Python {facts['python']}, {report['database']}, commit {facts['commit']}"
     )
     quick = "" if not report["quick"] else " A quick run: sizes are small, figures are rough."
     return (

@@ -22,6 +22,7 @@ def report_of(recorder: Recorder) -> dict[str, object]:
         "date": "2026-01-02T03:04:05+00:00",
         "command": "make bench",
         "quick": False,
+        "database": "SQLite",
         "machine": {
             "cores": 2, "processor": "P", "memory_bytes": 2**34, "kernel": "6.1", "file_system": "ext4",
             "disk_mb_per_s": 500.0, "python": "3.11.7", "commit": "abc",
@@ -75,6 +76,16 @@ def test_small_files_are_judged_by_the_worst_number_of_clients() -> None:
         recorder.add("small", "rclone-crypt", f"create_{clients}_per_s", theirs)
     (create,) = (t for t in targets(medians(recorder.runs)) if "create" in t.text)
     assert (create.measured, create.met, create.note) == (0.5, False, "1: 3.00, 8: 0.50, 32: 2.00")
+
+
+def test_the_table_of_small_files_tells_how_many_there_were_when_a_step_was_cut_short() -> None:
+    recorder = Recorder()
+    recorder.add("small", "cloudstore", "create_8_per_s", 123.4)
+    recorder.add("small", "cloudstore", "cpu_ms_8", 5.678)
+    recorder.add("small", "cloudstore", "files_8", 640)
+    text = results.tables(report_of(recorder))
+    assert "create x8" in text and "123" in text and "5.7" in text
+    assert "CloudStore with 8 clients: 640 files within the time" in text
 
 
 def test_strict_counts_what_was_missed_and_what_was_not_measured() -> None:
