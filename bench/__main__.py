@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from bench.processes import CannotMeasure, cpu_seconds
 from bench.product import CloudStore, CloudStoreUnsynced
 
 DOCUMENT = ROOT / "docs" / "performance.md"
+IDLE_SECONDS = 2
 RESULTS = ROOT / "bench" / "results"
 ALL: dict[str, type[Peer]] = {
     CloudStore.name: CloudStore,
@@ -50,6 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--database-url", default="", help="CloudStore makes its databases in this PostgreSQL"
     )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
     parser.add_argument("--strict", action="store_true", help="end with 1 when a target is missed")
     parser.add_argument(
         "--summary", action="store_true", help="write the dated summary into docs/performance.md"
@@ -100,8 +103,8 @@ def start_peers(options: argparse.Namespace, folder: Path, recorder: results.Rec
 def idle_share(peers: list[Peer]) -> float:
     """How much of one core all servers together use while nobody asks them: they stay up beside each other."""
     before = sum(cpu_seconds(peer.pids()) for peer in peers)
-    time.sleep(3)
-    return (sum(cpu_seconds(peer.pids()) for peer in peers) - before) / 3
+    time.sleep(IDLE_SECONDS)
+    return (sum(cpu_seconds(peer.pids()) for peer in peers) - before) / IDLE_SECONDS
 
 
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -119,7 +122,7 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     started = time.monotonic()
     took: dict[str, float] = {}
     try:
-        machine = facts(folder, ROOT)
+        machine = facts(folder, ROOT, plan.size)
         source, digest = prepare_source(folder, plan.size)
         peers = start_peers(options, folder, recorder)
         machine["idle_share_of_a_core"] = round(idle_share(peers), 3)
@@ -170,10 +173,10 @@ def main(arguments: list[str]) -> int:
         report = json.loads(options.file.read_text())
     else:
         report = finish(measure(options, command))
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+        options.results.mkdir(parents=True, exist_ok=True)
+        path = options.results / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
         path.write_text(json.dumps(report, indent=1) + "\n")
-        say(f"every single run is in {path.relative_to(ROOT)}; all took {report['seconds']:.0f} s")
+        say(f"every single run is in {path}; all took {report['seconds']:.0f} s")
     print(results.tables(report))
     if options.summary:
         DOCUMENT.write_text(results.replace_between(DOCUMENT.read_text(), results.summary(report)))
@@ -182,7 +185,13 @@ def main(arguments: list[str]) -> int:
     return 1 if failures else 0
 
 
+def stop_asked(*_: object) -> None:
+    """Whoever ends the bench ends its servers too."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop_asked)
     try:
         sys.exit(main(sys.argv[1:]))
     except CannotMeasure as error:

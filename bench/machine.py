@@ -10,24 +10,26 @@ from pathlib import Path
 from typing import Any
 
 RATE_BYTES = 256 * 1024 * 1024
+PIECE = 8 * 1024 * 1024
 
 
-def disk_rate(folder: Path) -> float:
-    """MB/s of one file of 256 MiB, written in pieces of 8 MiB and synced once at the end."""
-    piece = os.urandom(8 * 1024 * 1024)
+def disk_rate(folder: Path, size: int = RATE_BYTES) -> float:
+    """MB/s of one file of that size, written in pieces of 8 MiB and synced once at the end."""
+    piece = os.urandom(PIECE)
+    pieces = max(1, size // PIECE)
     path = folder / "rate"
     os.sync()
     started = time.perf_counter()
     with path.open("wb", buffering=0) as file:
-        for _ in range(RATE_BYTES // len(piece)):
+        for _ in range(pieces):
             file.write(piece)
         os.fdatasync(file.fileno())
     seconds = time.perf_counter() - started
     path.unlink()
-    return RATE_BYTES / seconds / 1e6
+    return pieces * PIECE / seconds / 1e6
 
 
-def facts(folder: Path, root: Path) -> dict[str, Any]:
+def facts(folder: Path, root: Path, size: int = RATE_BYTES) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=False
     )
@@ -40,7 +42,7 @@ def facts(folder: Path, root: Path) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "file_system": file_system(folder),
-        "disk_mb_per_s": round(disk_rate(folder), 1),
+        "disk_mb_per_s": round(disk_rate(folder, min(size, RATE_BYTES)), 1),
         "load_before": round(os.getloadavg()[0], 2),
         "commit": commit.stdout.strip(),
     }

@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 def where(tmp_path: Path) -> Iterator[dict[str, Any]]:
     Handler.files = {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     source = tmp_path / "source"
     source.write_bytes(DATA)
