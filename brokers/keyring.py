@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 
-from brokers import entropy
+from brokers import clock, entropy
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
@@ -53,10 +53,10 @@ class Keyring:
         return max(self.keys)
 
     def _aead(self, version: int, purpose: bytes) -> AESGCM:
-        try:
-            return _derive(self.keys[version], purpose)
-        except KeyError:
-            raise UnknownMasterKey(f"master key version {version} is not configured") from None
+        key = self.keys.get(version) or _added(version)
+        if key is None:
+            raise UnknownMasterKey(f"master key version {version} is not configured")
+        return _derive(key, purpose)
 
     def seal(
         self, purpose: bytes, plain: bytes, bound_to: bytes, version: int | None = None
@@ -78,6 +78,23 @@ class Keyring:
     def check_value(self, version: int) -> str:
         """A fixed string that only this key makes; safe to store beside the data."""
         return self._aead(version, b"check").encrypt(bytes(NONCE_BYTES), b"cloudstore", None).hex()
+
+
+# Keys that were added to the secrets' file while this process ran, and when the file was last read for one.
+_late: dict[int, bytes] = {}
+_late_read = float("-inf")
+LATE_EVERY = 5.0
+
+
+def _added(version: int) -> bytes | None:
+    """A key of a version that was not there when this process started: another process, started since, has sealed
+    with it. Such keys open; what is new is sealed with the ones of the start until the process starts anew."""
+    global _late_read
+    read = getattr(settings, "CLOUDSTORE_READ_MASTER_KEYS", None)
+    if version not in _late and read is not None and clock.monotonic() - _late_read >= LATE_EVERY:
+        _late_read = clock.monotonic()
+        _late.update({new: key for new, key in read().items() if new not in settings.CLOUDSTORE_MASTER_KEYS})
+    return _late.get(version)
 
 
 _verified: set[tuple[int, bytes, str]] = set()

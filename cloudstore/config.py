@@ -62,6 +62,22 @@ def queue_socket(data: Path) -> Path:
     return Path(f"/tmp/cloudstore-{os.getuid()}-{digest}/valkey.sock")  # noqa: S108 - supervise checks it
 
 
+def keys_in_file(path: Path) -> dict[int, bytes]:
+    """The master keys that a secrets' file holds now; none when there is no such file or no such line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    for line in lines:
+        name, _equals, value = line.strip().removeprefix("export ").partition("=")
+        if name.strip() == "CLOUDSTORE_MASTER_KEYS":
+            try:
+                return parse_master_keys(value.strip().strip("\"'"))
+            except ValueError:
+                return {}
+    return {}
+
+
 class WrongConfiguration(ImproperlyConfigured):
     """What an operator has to mend before anything can start; its text is for him, without a traceback."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from csp.constants import NONE, SELF
 
-from cloudstore.config import BASE_DIR, WrongConfiguration, load, queue_socket
+from cloudstore.config import BASE_DIR, WrongConfiguration, keys_in_file, load, queue_socket
 
 # The secrets' file is made by `python -m cloudstore.secretfile`; the environment wins over it.
 config, CLOUDSTORE_DATA, SECRETS_FILE = load()
@@ -16,6 +17,8 @@ config, CLOUDSTORE_DATA, SECRETS_FILE = load()
 DEBUG = config.flag("DEBUG", False)
 SECRET_KEY = config.text("SECRET_KEY")
 CLOUDSTORE_MASTER_KEYS = config.master_keys("CLOUDSTORE_MASTER_KEYS")
+# Read again when a key is met that was not there at the start (brokers/keyring.py).
+CLOUDSTORE_READ_MASTER_KEYS = partial(keys_in_file, SECRETS_FILE)
 HOST = config.text("HOST", "127.0.0.1")
 PORT = config.integer("PORT", 5000, low=1, high=65535)
 WEB_THREADS = config.integer("WEB_THREADS", 16, low=1, high=256)

@@ -18,6 +18,7 @@ from brokers import open as open_module
 from brokers.drivers import memory
 from brokers.models import Broker
 from console import tables
+from console.restore import _set_sequences
 from replication import epoch
 from replication.read import open_content
 from vfs.models import Node, Version
@@ -85,6 +86,7 @@ def load(dump: dict[str, list[dict[str, Any]]]) -> None:
             base = model._base_manager.all()
             base._raw_delete(base.db)
             model._base_manager.bulk_create([model(**row) for row in rows])
+        _set_sequences([tables.Table(label).model for label in dump])
     new_process()
 
 
