@@ -12,6 +12,7 @@ from typing import Any
 from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
 from django.db import transaction
+from django.db.models import QuerySet
 
 from brokers import failpoint
 from brokers import open as open_module
@@ -115,10 +116,11 @@ def tree() -> dict[str, str]:
     return found
 
 
-def unread() -> list[str]:
-    """Versions whose bytes do not come back as their hash says."""
+def unread(versions: QuerySet[Version] | None = None) -> list[str]:
+    """Versions (of all) whose bytes do not come back as their hash says."""
     wrong = []
-    for version in Version.objects.select_related("content").iterator():
+    rows = Version.objects.all() if versions is None else versions
+    for version in list(rows.select_related("content")):
         digest = hashlib.sha256()
         for piece in open_content(version.content).stream():
             digest.update(piece)
