@@ -86,3 +86,36 @@ def test_the_script_opens_what_the_product_seals(tmp_path: Path, size: int) -> N
     done = script("--keys", keys_file(tmp_path, settings.CLOUDSTORE_MASTER_KEYS), *objects)
     assert done.returncode == 0, done.stderr
     assert done.stdout == data
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_script_opens_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/format.md is enough: the script shares no code with the product."""
+    from console.snapshot import make
+    from replication import vault
+
+    monkeypatch.setattr(vault, "SEGMENT_SIZE", 700)
+    brokers = [memory_broker(name) for name in "ab"]
+    content = store(b"some bytes")
+    made = make()
+    assert made.parts > 2
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    for name, data in Objects(brokers[1]).items():
+        if name.startswith("cs-meta/snapshot-"):
+            (folder / name.rpartition("/")[2]).write_bytes(data)
+    keys = keys_file(tmp_path, settings.CLOUDSTORE_MASTER_KEYS)
+    done = script("--keys", keys, "--snapshot", str(folder))
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert lines[0]["format"] == "cloudstore metadata" and lines[0]["id"] == str(made.pk)
+    assert lines[-1]["end"]["replication.Replica"] == 2
+    assert any(isinstance(line, list) and content.sha256 in line for line in lines)
+    for broken in ("000001", "manifest"):
+        data = (folder / broken).read_bytes()
+        (folder / broken).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        done = script("--keys", keys, "--snapshot", str(folder))
+        assert done.returncode == 1 and b"Traceback" not in done.stderr
+        (folder / broken).write_bytes(data)
+    (folder / "000002").unlink()
+    assert script("--keys", keys, "--snapshot", str(folder)).returncode == 1
