@@ -19,6 +19,7 @@ from django.db.models import Q, QuerySet
 
 from brokers import clock
 from brokers.errors import BrokerError
+from brokers.failpoint import reach
 from brokers.health import note_failure
 from replication import epoch, transfer
 from replication.contents import unreferenced
@@ -62,6 +63,7 @@ def collect(*, dry_run: bool = False, grace: timedelta | None = None) -> Report:
     _condemn_strays(now)
     for content_id in list(due.values_list("pk", flat=True)):
         _doom_content(content_id, report)
+        reach("collect.doomed")
     _delete_doomed(report, now)
     _drop_empty(report, now, grace)
     return report
@@ -146,6 +148,7 @@ def _delete_doomed(report: Report, now: datetime) -> None:
                 _again(replica, "failed", report)
             else:
                 gone.append(replica)
+        reach("collect.deleted")
         _drop(gone, report)
 
 

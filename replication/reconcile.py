@@ -19,6 +19,7 @@ from django.db.models.functions import Coalesce
 
 from brokers import clock, entropy
 from brokers.errors import BrokerError, Corrupt, NotFound
+from brokers.failpoint import reach
 from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
@@ -72,9 +73,11 @@ def reconcile_segment(segment_id: int, report: Report | None = None) -> Report:
         .first()
     )
     lease = now + LEASE
+    reach("reconcile.found")
     if claimed is None or not Segment.objects.filter(due, pk=segment_id).update(check_at=lease):
         return report
     report.looked_at += 1
+    reach("reconcile.claimed")
     outcome = Plan(blocked="needs more rounds")
     try:
         for _round in range(ROUNDS):
@@ -154,6 +157,7 @@ def _copy(segment: Segment, broker: Broker, report: Report) -> bool:
             planned = Replica.objects.create(segment=segment, broker=broker, key=key)
     except IntegrityError:
         return False  # somebody else's copy of this segment is on its way to this broker
+    reach("reconcile.planned")
     reason = "no source"
     data = _read_source(segment)
     if data is not None:
@@ -163,6 +167,7 @@ def _copy(segment: Segment, broker: Broker, report: Report) -> bool:
             note_failure(broker.pk, error)
             reason = error.code
         else:
+            reach("reconcile.put")
             now = clock.now()
             with transaction.atomic():
                 changed = Replica.objects.filter(pk=planned.pk, state=State.PLANNED).update(

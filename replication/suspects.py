@@ -13,6 +13,7 @@ from django.db import transaction
 
 from brokers import clock
 from brokers.errors import BrokerError, Corrupt, NotFound, RangeError
+from brokers.failpoint import reach
 from brokers.health import note_failure, note_incident, poll
 from brokers.models import Broker
 from replication import targets, tasks, transfer
@@ -85,6 +86,7 @@ def _disproven(replica: Replica, error: BrokerError) -> str:
         broker = poll(broker.pk)
     if not broker.readable:
         return postpone(replica, error.code)
+    reach("suspects.disproven")
     with transaction.atomic():
         changed = Replica.objects.filter(pk=replica.pk, state__in=(State.STORED, State.SUSPECT)).update(
             state=State.LOST, reason=error.code, check_at=now + RETRY_MOST, attempts=0

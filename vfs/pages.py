@@ -164,7 +164,10 @@ def upload(request: HttpRequest, node_id: uuid.UUID) -> HttpResponse:
         known = describe(error)
         if known is None:
             raise
-        messages.error(request, f"Nothing was uploaded. {known[0]['detail']}")
+        # What the database did not answer may have been done all the same.
+        unknown = known[0]["code"] == "database_unavailable"
+        words = "Look whether your files are here." if unknown else "Nothing was uploaded."
+        messages.error(request, f"{words} {known[0]['detail']}")
     else:
         names = ", ".join(f"“{outcome.node.name}”" for outcome in outcomes[:5])
         more = f" and {len(outcomes) - 5} more" if len(outcomes) > 5 else ""

@@ -23,6 +23,7 @@ from accounts import audit, quota
 from accounts.models import User
 from brokers import clock
 from brokers.driver import Buffer
+from brokers.failpoint import reach
 from replication import contents, tasks
 from replication.errors import StateConflict
 from replication.write import ContentWriter, Written
@@ -221,6 +222,7 @@ class FileUpload:
             raise DigestMismatch
         self._shrink(self._reserved - written.size)
         self.written = written
+        reach("upload.completed")
         return written
 
     def commit(self) -> Outcome:
@@ -254,6 +256,7 @@ def commit_all(uploads: Sequence[FileUpload]) -> list[Outcome]:
         if User.objects.filter(pk__in=people, is_active=True).count() != len(people):
             raise AccountClosed
         outcomes = [_commit(upload) for upload in uploads]
+    reach("upload.committed")
     for upload in uploads:
         upload._committed()
         if upload.written and upload.written.copies < upload.written.wanted:

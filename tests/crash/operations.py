@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.contrib.messages import get_messages
 
-from replication import collect, orphans, policy, reconcile, scrub
+from console.snapshot import make as make_snapshot
+from replication import collect, orphans, policy, reconcile, scrub, snapshots
 from replication.models import Replica
 from tests.crash.world import DATA, State, World
 from vfs import trash
@@ -93,6 +95,7 @@ def post_form(world: World) -> str:
 def post_page(world: World) -> str:
     """The form of the dashboard: the answer is a redirect with a message."""
     body, kind = _form("one")
+    world.browser.cookies.pop("messages", None)
     response = world.browser.generic("POST", f"/folders/{world.top.pk}/upload", body, kind)
     if response.status_code != 302:
         return FAILED
@@ -139,6 +142,10 @@ def fewer_copies(world: World) -> str:
         lambda: world.clock.advance(hours=1),
         reconcile.run_to_rest,
     )
+
+
+def snapshot(world: World) -> str:
+    return run(make_snapshot, snapshots.retain)
 
 
 def expire(world: World) -> str:
@@ -206,6 +213,14 @@ def stranger(world: World) -> None:
     world.clock.advance(hours=49)
 
 
+def older_snapshots(world: World) -> None:
+    """As many as are kept, so that another one makes the first go."""
+    one_file(world)
+    for _ in range(settings.CLOUDSTORE_SNAPSHOT_KEEP):
+        make_snapshot()
+        world.clock.advance(seconds=1)
+
+
 def dead_upload(world: World) -> None:
     """What a web process left that died with the bytes on the brokers."""
     upload = FileUpload(world.alice, target_at(world.alice, ["one"]), size=len(DATA["one"]))
@@ -250,6 +265,7 @@ OPERATIONS = {
         ),
         Operation("collect", purged, lambda w: run(collect.collect), _live(one=["one"])),
         Operation("orphans", stranger, lambda w: run(orphans.scan), _live(one=["one"])),
+        Operation("snapshot", older_snapshots, snapshot, _live(one=["one"])),
         Operation("expire", dead_upload, expire, _emptied),
     )
 }

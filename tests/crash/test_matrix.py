@@ -11,12 +11,11 @@ from collections.abc import Callable
 
 import pytest
 
+from brokers import failpoint
 from tests.crash.operations import NO_ANSWER, OK, OPERATIONS, REFUSED, Operation
 from tests.crash.world import Saved, State, World
 from tests.kit import counters
 from tests.kit.effects import DATABASE, Effect, Fault, How, When, fork
-
-LEAST_EFFECTS = 3
 
 
 class Matrix:
@@ -55,11 +54,7 @@ class Matrix:
         if not fired:
             return ["the effect was not reached"]
         counters.add(counters.CRASHED)
-        wrong = self._at_once()
-        world.restart()
-        world.settle(all_bytes=self.operation.all_bytes)
-        states = {OK: [self.after], REFUSED: [self.before]}.get(answer, [self.before, self.after])
-        return [f"{line} (answer: {answer})" for line in wrong + world.complaints(*states)]
+        return self._afterwards(answer)
 
     def _act(self, fault: Fault) -> tuple[str, bool]:
         """-> how a client saw it end, and whether the fault acted."""
@@ -75,6 +70,33 @@ class Matrix:
         with effects.watch(fault):
             answer = self.operation.act(world)
         return answer, effects.fired > 0
+
+    def die_at(self, name: str) -> list[str]:
+        """Run the operation in a process that dies when it reaches a failpoint: -> what is wrong afterwards."""
+        self.world.restore(self.saved)
+
+        def work(die: Callable[[], None]) -> None:
+            before = failpoint.install(None)
+
+            def reached(there: str) -> None:
+                if before is not None:
+                    before(there)
+                if there == name:
+                    die()
+
+            failpoint.install(reached)
+            self.operation.act(self.world)
+
+        if not fork(work).died:
+            return ["the failpoint was not reached"]
+        return self._afterwards(NO_ANSWER)
+
+    def _afterwards(self, answer: str) -> list[str]:
+        wrong = self._at_once()
+        self.world.restart()
+        self.world.settle(all_bytes=self.operation.all_bytes)
+        states = {OK: [self.after], REFUSED: [self.before]}.get(answer, [self.before, self.after])
+        return [f"{line} (answer: {answer})" for line in wrong + self.world.complaints(*states)]
 
     def _at_once(self) -> list[str]:
         """What must hold at every moment, so also now, with nothing settled."""
@@ -93,13 +115,36 @@ class Matrix:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_effect(world: World, name: str, when: When, how: How) -> None:
     matrix = Matrix(world, OPERATIONS[name])
-    assert len(matrix.effects) >= LEAST_EFFECTS
+    assert matrix.effects
     counters.add(counters.EFFECTS, len(matrix.effects))
     failures = []
     for effect, about in matrix.effects.items():
         fault = Fault(effect, when, how)
         failures += [f"{fault} ({about}): {line}" for line in matrix.fail(fault)]
     assert not failures, f"{name}: {len(failures)} findings\n" + "\n".join(failures)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("put", "upload.completed"),
+        ("put", "upload.committed"),
+        ("overwrite", "upload.completed"),
+        ("overwrite", "upload.committed"),
+        ("repair", "reconcile.found"),
+        ("repair", "reconcile.claimed"),
+        ("repair", "reconcile.planned"),
+        ("repair", "reconcile.put"),
+        ("scrub-repair", "suspects.disproven"),
+        ("collect", "collect.doomed"),
+        ("collect", "collect.deleted"),
+        ("snapshot", "snapshot.begun"),
+        ("snapshot", "snapshot.stored"),
+    ],
+)
+def test_death_at_a_failpoint(world: World, name: str, place: str) -> None:
+    """What lies between two effects."""
+    assert Matrix(world, OPERATIONS[name]).die_at(place) == []
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -29,9 +29,9 @@ from brokers.drivers.local import TEMPORARY
 from brokers.models import Broker, Health
 from brokers.names import OBJECT_PREFIX
 from brokers.services import add_broker
-from replication import collect, orphans, policy, reconcile, scrub
+from replication import collect, orphans, policy, reconcile, scrub, snapshots, vault
 from replication import write as write_module
-from replication.models import Content, Replica, Segment
+from replication.models import Content, Replica, Segment, Snapshot
 from replication.read import open_content
 from tests.cast import PASSWORD
 from tests.kit import counters
@@ -163,6 +163,7 @@ class World:
         self.clock.advance(hours=1)
         reconcile.run_to_rest()
         collect.collect()
+        snapshots.retain()
         if self.unknown_objects():
             orphans.scan()
 
@@ -172,6 +173,7 @@ class World:
         """What a user and the operator see: every file with the bytes of all its versions, the trash, the
         rules."""
         found: State = {"copies": policy.current().copies, "live": {}, "trash": {}}
+        found["snapshot"] = bool(snapshots.standing())
         for node in Node.objects.exclude(parent=None).order_by("pk"):
             where = found["trash" if node.trashed_at else "live"]
             where[locate(node).path] = [self.read(version) for version in node.versions.order_by("number")]
@@ -211,7 +213,7 @@ class World:
             counters.add(counters.LOST)
         wrong += [f"unknown object {name}" for name in self.unknown_objects()]
         wrong += [f"left behind: {p}" for p in self.root.glob(f"*/{TEMPORARY}/*")]
-        return wrong + self._idle()
+        return wrong + _snapshots() + self._idle()
 
     def _idle(self) -> list[str]:
         """A second pass has nothing to do: no row changes, no object comes or goes."""
@@ -220,9 +222,23 @@ class World:
                 "expired": expire_uploads(),
                 "actions": reconcile.run_to_rest().actions,
                 "collected": collect.collect().contents + collect.collect().objects,
+                "snapshots dropped": snapshots.retain(),
                 "puts and deletes": self.effects.count("put", "delete"),
             }
         return [f"a second pass finds work: {count} {what}" for what, count in done.items() if count]
+
+
+def _snapshots() -> list[str]:
+    """Every snapshot with a row stands, and reads back whole."""
+    wrong = [f"snapshot {s}" for s in Snapshot.objects.exclude(state=Snapshot.State.STANDING)]
+    if not Snapshot.objects.exists():
+        return wrong
+    there = [vault.on_broker(broker) for broker in Broker.objects.all()]
+    for snapshot in Snapshot.objects.filter(state=Snapshot.State.STANDING):
+        copies = [found[snapshot.pk] for found in there if snapshot.pk in found]
+        with vault.read(vault.read_manifest(copies[0]), copies):
+            pass
+    return wrong
 
 
 def _tables() -> list[str]:
@@ -249,6 +265,7 @@ def world(root: Path, clock: VirtualClock, settings: Any, monkeypatch: pytest.Mo
     """A fresh drive. No fsync: processes die here, the machine does not."""
     root.mkdir(parents=True)
     settings.CLOUDSTORE_LOCAL_ROOTS = [root]
+    settings.CLOUDSTORE_SNAPSHOT_KEEP = 2
     monkeypatch.setattr(write_module, "SEGMENT_SIZE", SEGMENT)
     effects = Effects()
     options = connections["default"].settings_dict["OPTIONS"]

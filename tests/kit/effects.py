@@ -5,8 +5,8 @@ test runs an operation once inside `effects.watch()`, which numbers its effects,
 each of them: before the effect or after it (it happened, and the answer was lost), as an exception once, as an
 exception for ever (the place stays away), or as the death of the process.
 
-Effects are numbered by place and kind ("the 2nd put on broker a"), in the order of one thread: `one_thread` makes
-the pool of replication/transfer.py such a one, so that every run counts alike.
+Effects are numbered by place and kind ("the 2nd put on broker a"), in the order of one thread: `one_thread` gives
+each broker one, so that every run counts alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import select
 import signal
 import threading
 import traceback
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -119,9 +119,10 @@ class Effects:
             effect = Effect(place, kind, self._numbers[place, kind])
             self.seen[effect] = about
         self._strike(effect, When.BEFORE)
-        result = work()
-        self._strike(effect, When.AFTER)
-        return result
+        try:
+            return work()
+        finally:  # that there is no such object is an answer, too
+            self._strike(effect, When.AFTER)
 
     def _strike(self, effect: Effect, when: When) -> None:
         with self._lock:
@@ -224,13 +225,16 @@ class Watched(CloudBroker):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, what runs on the transfer pool runs one after the other."""
+    """Inside, the calls of one broker run one after the other."""
+    pools: OrderedDict[int | None, ThreadPoolExecutor] = OrderedDict()
     with (
-        ThreadPoolExecutor(1, thread_name_prefix="transfer") as pool,
-        mock.patch.object(transfer, "_pool", pool),
-        mock.patch.object(transfer, "POOL_THREADS", 1),  # for forked children, which make their own
+        mock.patch.object(transfer, "_pools", pools),
+        mock.patch.object(transfer, "_pools_pid", os.getpid()),
+        mock.patch.object(transfer, "POOL_THREADS", 1),
     ):
         yield
+        for pool in pools.values():
+            pool.shutdown()
 
 
 # -- death --------------------------------------------------------------------------------------------
