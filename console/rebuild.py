@@ -271,10 +271,15 @@ def _connect(given: Sequence[Given], report: Report, tell: Tell) -> None:
                 services.add_broker(one.name, one.driver, one.domain or one.name, one.options, adopt=True)
                 continue
             _plain, secrets = services.check_options(one.driver, one.options)
+            options = dict(temporary.options)
+            if row.driver == one.driver:
+                # What was not given, because the place can be reached without, stays.
+                options = {**row.options, **options}
+                secrets = {**credentials.open_secrets(row), **secrets}
             credentials.seal_secrets(row, secrets)
             Broker.objects.filter(pk=row.pk).update(
                 driver=one.driver,
-                options=temporary.options,
+                options=options,
                 sealed_secrets=row.sealed_secrets,
                 secrets_key_version=row.secrets_key_version,
                 revision=F("revision") + 1,

@@ -15,7 +15,7 @@ from django.core.management.base import CommandError
 from accounts import tokens
 from accounts.models import Plan, User
 from brokers import clock as clock_module
-from brokers import entropy
+from brokers import credentials, entropy
 from brokers.errors import Unavailable
 from brokers.models import Broker, MasterKeyCheck
 from brokers.names import new_object_key
@@ -155,10 +155,15 @@ def _down(driver: Any, space: str) -> FaultyBroker:
 
 def test_given_one_place_the_snapshot_knows_the_other(put: Put, two: list[Broker], alice: User) -> None:
     put(alice, "f", b"data")
+    for broker in two:
+        credentials.seal_secrets(broker, {"password": f"canary {broker.name}"})
+        broker.save()
     run("snapshot")
     drop_database()
     report = run("rebuild", *places(two[1]))
     assert report["brokers"] == ["a", "b"]
+    for broker in Broker.objects.all():
+        assert credentials.open_secrets(broker) == {"password": f"canary {broker.name}"}
     assert {b.health for b in Broker.objects.all()} == {"online"}
 
 
