@@ -26,6 +26,17 @@ class HintTask(Task):
     abstract = True
     _quiet_until = float("-inf")
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the task, unless the database has another schema than this code: then the sweeps of a worker
+        with the right code find the work."""
+        if not self.request.called_directly:
+            from cloudstore import schema
+
+            if reason := schema.refusal():
+                logger.error("%s is refused: %s", self.name, reason)
+                return None
+        return super().__call__(*args, **kwargs)
+
     def apply_async(self, *args: Any, **kwargs: Any) -> Any:
         """Sends the task; returns None when the queue cannot be reached."""
         if time.monotonic() < HintTask._quiet_until:

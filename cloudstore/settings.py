@@ -82,7 +82,7 @@ TEMPLATES = [
 # transaction that reads and then writes cannot lose an update; FULL keeps acknowledged commits at power loss.
 SQLITE_OPTIONS: dict[str, Any] = {
     "transaction_mode": "IMMEDIATE",
-    "timeout": 30,
+    "timeout": config.integer("CLOUDSTORE_SQLITE_TIMEOUT", 30, low=1, high=600),
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;",
 }
 DATABASES = {"default": config.database("DATABASE_URL", CLOUDSTORE_DATA / "cloudstore.sqlite3")}
@@ -90,6 +90,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     DATABASES["default"].setdefault("OPTIONS", {}).update(SQLITE_OPTIONS)
 else:
     DATABASES["default"].setdefault("CONN_HEALTH_CHECKS", True)
+    DATABASES["default"].setdefault("OPTIONS", {}).setdefault("connect_timeout", 5)
 # Opening costs more than most requests, and the last connection that closes empties SQLite's log into its file.
 DATABASES["default"].setdefault("CONN_MAX_AGE", 60)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -135,6 +136,7 @@ CSRF_TRUSTED_ORIGINS = [SITE_URL]
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 SECURE_SSL_REDIRECT = SECURE
+SECURE_REDIRECT_EXEMPT = ["^healthz$"]  # asked from within
 SECURE_HSTS_SECONDS = 31_536_000 if SECURE else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
 if config.flag("BEHIND_TLS_PROXY", False):
@@ -208,23 +210,25 @@ CLOUDSTORE_REPAIR_DWELL = config.seconds("CLOUDSTORE_REPAIR_DWELL", 900, low=0, 
 CLOUDSTORE_TRIM_DWELL = config.seconds("CLOUDSTORE_TRIM_DWELL", 900, low=0, high=2_592_000)
 CLOUDSTORE_COLLECT_GRACE = config.seconds("CLOUDSTORE_COLLECT_GRACE", 86_400, low=0, high=31_536_000)
 CLOUDSTORE_ORPHAN_AGE = config.seconds("CLOUDSTORE_ORPHAN_AGE", 172_800, low=0, high=31_536_000)
+CLOUDSTORE_REPAIR_LEASE = config.seconds("CLOUDSTORE_REPAIR_LEASE", 600, low=5, high=86_400)
+CLOUDSTORE_SWEEP_INTERVAL = config.integer("CLOUDSTORE_SWEEP_INTERVAL", 30, low=1, high=3600)
 CLOUDSTORE_EPOCH_INTERVAL = config.integer("CLOUDSTORE_EPOCH_INTERVAL", 600, low=10, high=86_400)
 # console
 CLOUDSTORE_SNAPSHOT_INTERVAL = config.integer("CLOUDSTORE_SNAPSHOT_INTERVAL", 3600, low=60, high=604_800)
 CLOUDSTORE_SNAPSHOT_KEEP = config.integer("CLOUDSTORE_SNAPSHOT_KEEP", 24, low=1, high=10_000)
 CLOUDSTORE_SNAPSHOT_DAYS = config.integer("CLOUDSTORE_SNAPSHOT_DAYS", 30, low=0, high=3650)
 # vfs
-CLOUDSTORE_UPLOAD_EXPIRY = config.seconds("CLOUDSTORE_UPLOAD_EXPIRY", 3600, low=60, high=604_800)
+CLOUDSTORE_UPLOAD_EXPIRY = config.seconds("CLOUDSTORE_UPLOAD_EXPIRY", 7200, low=60, high=604_800)
 
 # How often each sweep runs, in seconds. A message that nobody took by the next turn is dropped.
 CELERY_BEAT_SCHEDULE = {
     name: {"task": task, "schedule": float(seconds), "options": {"expires": float(seconds)}}
     for name, task, seconds in (
         ("poll-brokers", "brokers.tasks.poll_brokers", min(15, CLOUDSTORE_HEALTH_INTERVAL)),
-        ("sweep", "replication.tasks.sweep", 30),
+        ("sweep", "replication.tasks.sweep", CLOUDSTORE_SWEEP_INTERVAL),
         ("scrub", "replication.tasks.scrub", 300),
-        ("expire-uploads", "vfs.tasks.expire_uploads", 30),
-        ("collect", "replication.tasks.collect", 30),
+        ("expire-uploads", "vfs.tasks.expire_uploads", CLOUDSTORE_SWEEP_INTERVAL),
+        ("collect", "replication.tasks.collect", CLOUDSTORE_SWEEP_INTERVAL),
         ("find-orphans", "replication.tasks.find_orphans", 86_400),
         ("epoch", "console.tasks.advance_epoch", CLOUDSTORE_EPOCH_INTERVAL),
         ("snapshot", "console.tasks.snapshot", CLOUDSTORE_SNAPSHOT_INTERVAL),

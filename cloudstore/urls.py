@@ -3,9 +3,12 @@
 from django.contrib import admin
 from django.urls import include, path, re_path
 
+from cloudstore.healthz import healthz
 from vfs.api.base import NotFoundView
 
+handler500 = "cloudstore.outage.server_error"
 urlpatterns = [
+    path("healthz", healthz, name="healthz"),
     path("", include("accounts.urls")),  # before the admin site: it takes the place of its sign-in page
     path("admin/", admin.site.urls),
     path("", include("vfs.urls")),

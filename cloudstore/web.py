@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def answer() -> int | None:
-    """The status of the running server's start page, or None when nothing answers within 2 s."""
+    """The status of the running server's /healthz, or None when nothing answers within 2 s."""
     from django.conf import settings
 
     host, port = settings.HOST, settings.PORT
@@ -50,7 +50,7 @@ def answer() -> int | None:
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     connection = http.client.HTTPConnection(address, port, timeout=2)
     try:
-        connection.request("GET", "/", headers={"Host": f"{name}:{port}"})
+        connection.request("GET", "/healthz", headers={"Host": f"{name}:{port}"})
         return connection.getresponse().status
     except (OSError, http.client.HTTPException):
         return None

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import Count, F, Q, QuerySet
 from django.db.models.functions import Coalesce
@@ -31,7 +32,6 @@ from replication.write import delete_after
 log = logging.getLogger(__name__)
 State = Replica.State
 
-LEASE = timedelta(minutes=10)
 RETRY = timedelta(seconds=30)
 RETRY_MOST = timedelta(minutes=15)
 FULL_PASS = timedelta(hours=1)
@@ -72,7 +72,7 @@ def reconcile_segment(segment_id: int, report: Report | None = None) -> Report:
         .values_list("pk", flat=True)
         .first()
     )
-    lease = now + LEASE
+    lease = now + settings.CLOUDSTORE_REPAIR_LEASE
     reach("reconcile.found")
     if claimed is None or not Segment.objects.filter(due, pk=segment_id).update(check_at=lease):
         return report

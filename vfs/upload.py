@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, InterfaceError, transaction
 from django.db.models import F, Max
 from django.http import HttpRequest
 
@@ -27,7 +27,7 @@ from brokers.failpoint import reach
 from replication import contents, tasks
 from replication.errors import StateConflict
 from replication.write import ContentWriter, Written
-from vfs import holder
+from vfs import holder, owed
 from vfs.access import locate, visible
 from vfs.conditions import Conditions
 from vfs.errors import AccountClosed, DigestMismatch, IsAFolder, ParentGone, SizeMismatch
@@ -143,7 +143,7 @@ class FileUpload:
             self._writer = ContentWriter(content)
         except BaseException:
             self._open = False
-            give_back(self.row.pk)
+            _give_back_surely(self.row.pk)
             raise
 
     def __enter__(self) -> Self:
@@ -230,14 +230,14 @@ class FileUpload:
         return commit_all([self])[0]
 
     def abort(self) -> None:
-        """Give everything back. Idempotent; does nothing after the commit."""
+        """Give everything back, later when the database is away. Idempotent; does nothing after the commit."""
         if not self._open:
             return
         self._open = False
         try:
             self._writer.abort()
         finally:
-            give_back(self.row.pk)
+            _give_back_surely(self.row.pk)
 
     def _committed(self) -> None:
         self._open = False
@@ -333,6 +333,14 @@ def give_back(upload_id: uuid.UUID, *, only_expired: bool = False) -> bool:
         contents.abandon(row.content_id)
         quota.release(row.owner_id, row.reserved)
     return True
+
+
+def _give_back_surely(upload_id: uuid.UUID) -> None:
+    try:
+        give_back(upload_id)
+    except (DatabaseError, InterfaceError) as error:
+        log.error("upload %s is given back later: %s", upload_id, type(error).__name__)
+        owed.later(upload_id, give_back)
 
 
 def is_expired(row: Upload) -> bool:

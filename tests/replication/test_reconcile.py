@@ -306,7 +306,7 @@ def test_tasks_run_twice_or_late_change_nothing(three: list[Broker]) -> None:
 def test_a_held_segment_is_left_alone(three: list[Broker], clock: VirtualClock) -> None:
     content = store(b"x", copies=3)
     segment = content.segments.get()
-    Segment.objects.filter(pk=segment.pk).update(check_at=clock.now() + reconcile.LEASE)
+    Segment.objects.filter(pk=segment.pk).update(check_at=clock.now() + timedelta(minutes=10))
     assert reconcile.reconcile_segment(segment.pk).looked_at == 0
     clock.advance(minutes=11)
     assert reconcile.reconcile_segment(segment.pk).copied == 1

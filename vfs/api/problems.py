@@ -78,11 +78,7 @@ def describe(error: Exception) -> tuple[dict[str, Any], dict[str, str]] | None:
         case StateConflict():
             return problem(409, error.code, "The upload expired or was cancelled. Nothing was stored."), {}
         case OperationalError() | InterfaceError() | InternalError():
-            # Down, locked, full, read-only, a deadlock, a serialization failure: what was asked for is not done,
-            # or (an answer that was lost) not known to be.
-            log.error("the database failed: %s: %s", type(error).__name__, error)
-            detail = "The database does not take this at the moment. Try again later."
-            return problem(503, "database_unavailable", detail), wait
+            return _database(error, wait)
         case KeyringError():
             log.error("the master key does not open what was asked for: %s", error)
             detail = (
@@ -90,6 +86,28 @@ def describe(error: Exception) -> tuple[dict[str, Any], dict[str, str]] | None:
             )
             return problem(503, "wrong_master_key", detail), wait
     return None
+
+
+# What SQLite calls operational and is a fault in the code or in the schema.
+_FAULTS = ("no such table", "no such column", "no such function", "has no column", "syntax error")
+_FULL = ("is full", "no space left", "could not extend", "disk full")
+_READ_ONLY = ("readonly", "read-only")
+
+
+def _database(error: Exception, wait: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Down, locked, full, read-only, a deadlock, a serialization failure: what was asked for is not done, or (an
+    answer that was lost) not known to be. None for an error that waiting does not mend."""
+    words = str(error).lower()
+    if any(part in words for part in _FAULTS):
+        return None
+    log.error("the database failed: %s: %s", type(error).__name__, str(error).strip())
+    if any(part in words for part in _FULL):
+        return problem(507, "database_full", "The database has no space left. Nothing was changed."), wait
+    if any(part in words for part in _READ_ONLY):
+        detail = "The database takes no changes at the moment. Nothing was changed; try again later."
+        return problem(503, "database_read_only", detail), wait
+    detail = "The database does not take this at the moment. Try again later."
+    return problem(503, "database_unavailable", detail), wait
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
