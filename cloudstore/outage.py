@@ -1,4 +1,4 @@
-"""What is answered when an error reaches nobody else: 503 or 507 while the database fails, else 500.
+"""What is answered when an error reaches nobody else: 503 while the database fails, else 500.
 
 `server_error` is Django's handler500, so one place serves views, middleware and templates alike; the API's own
 handler asks `vfs.api.problems.describe`, which tells the same errors with the same words.
@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template import loader
 
 from vfs.api.problems import CONTENT_TYPE, describe, problem
+
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """The answer to an uncaught error: a problem below /api/, a page elsewhere. An outage is logged in one line;
@@ -35,5 +36,5 @@ def server_error(request: HttpRequest) -> HttpResponse:
         response[name] = value
     response["Cache-Control"] = "private, no-store"
     if known is not None:
-        response._has_been_logged = True  # type: ignore[attr-defined] - `describe` did
+        setattr(response, "_has_been_logged", True)  # noqa: B010 - `describe` did; Django's own mark
     return response

@@ -11,6 +11,7 @@ from brokers import clock as clock_module
 from tests.kit.clock import VirtualClock
 from tests.servers.chromium import browser_type_launch_args
 from tests.servers.product import product
+from vfs import owed
 
 __all__ = ["browser_type_launch_args", "product"]
 pytest_plugins = ["tests.cast", "tests.kit.counters"]
@@ -53,6 +54,7 @@ def strict_log() -> Iterator[_LogRecorder]:
     root = logging.getLogger()
     root.addHandler(recorder)
     yield recorder
+    owed.forget()
     root.removeHandler(recorder)
     unexpected = recorder.unexpected()
     assert not unexpected, "unexpected log lines:\n" + "\n".join(unexpected)

@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable
 
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import connections
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,7 @@ EVERY = 3.0  # seconds
 _lock = threading.Lock()
 _owed: set[uuid.UUID] = set()
 _thread: threading.Thread | None = None
+_hurry = threading.Event()
 
 
 def later(upload_id: uuid.UUID, give_back: Callable[[uuid.UUID], object]) -> None:
@@ -37,11 +38,21 @@ def waiting() -> int:
         return len(_owed)
 
 
+def forget() -> None:
+    """Owe nothing any more; returns when the background is at rest. For tests: the rows expire by time."""
+    with _lock:
+        _owed.clear()
+        thread = _thread
+    if thread is not None:
+        _hurry.set()
+        thread.join()
+        _hurry.clear()
+
+
 def _work(give_back: Callable[[uuid.UUID], object]) -> None:
     global _thread
-    pause = threading.Event()
     while True:
-        pause.wait(EVERY)
+        _hurry.wait(EVERY)
         with _lock:
             due = list(_owed)
         done = []
@@ -49,7 +60,7 @@ def _work(give_back: Callable[[uuid.UUID], object]) -> None:
             for upload_id in due:
                 give_back(upload_id)
                 done.append(upload_id)
-        except (DatabaseError, InterfaceError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is tried again
             log.info("%s uploads wait for the database: %s", len(due) - len(done), type(error).__name__)
         finally:
             connections.close_all()

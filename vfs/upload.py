@@ -339,7 +339,7 @@ def _give_back_surely(upload_id: uuid.UUID) -> None:
     try:
         give_back(upload_id)
     except (DatabaseError, InterfaceError) as error:
-        log.error("upload %s is given back later: %s", upload_id, type(error).__name__)
+        log.info("upload %s is given back later: %s", upload_id, type(error).__name__)
         owed.later(upload_id, give_back)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ from brokers.models import Broker
 from tests.cast import Api, Browser
 from tests.replication.kit import memory_broker
 from tests.vfs.conftest import Put, put, two
+from vfs import owed
+from vfs.models import Upload
+from vfs.upload import FileUpload, target_at
 
 __all__ = ["put", "two"]
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -64,7 +68,8 @@ def test_a_read_only_database(
     with read_only():
         assert b"".join(client.get("/api/v1/files/a.txt").streaming_content) == b"hello"
         answer = client.put("/api/v1/files/b.txt", b"x", content_type="application/octet-stream")
-        assert (answer.status_code, answer.json()["code"]) == (503, "database_read_only")
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+        assert "takes no changes" in answer.json()["detail"]
         assert answer["Retry-After"] == "30"
         assert answer["Content-Type"] == "application/problem+json"
         assert client.delete("/api/v1/files/a.txt").status_code == 503
@@ -81,14 +86,15 @@ def test_a_full_database(two: list[Broker], put: Put, alice: User, api: Api, exp
     put(alice, "a.txt", b"hello")
     client = api(alice)
     before = stored(two)
-    expect_log("the database failed", "Insufficient Storage")
+    expect_log("the database failed", "Service Unavailable")
     with full():
         status = 0
         for number in range(200):  # what is free within the file goes first
             answer = client.post("/api/v1/folders", {"path": f"/{number}" + "n" * 200}, format="json")
             if (status := answer.status_code) != 201:
                 break
-        assert (status, answer.json()["code"]) == (507, "database_full")
+        assert (status, answer.json()["code"]) == (503, "database_unavailable")
+        assert "no space left" in answer.json()["detail"]
         assert stored(two) == before
         assert b"".join(client.get("/api/v1/files/a.txt").streaming_content) == b"hello"
     assert client.put("/api/v1/files/b.txt", b"x", content_type="application/octet-stream").status_code == 201
@@ -120,3 +126,23 @@ def test_healthz_tells_the_parts(alice: User, client, two: list[Broker]) -> None
     assert client.get("/healthz").json()["brokers"] == "ok"
     assert set(answer.json()) == {"status", "database", "schema", "brokers", "queue"}
     assert client.post("/healthz").status_code == 405
+
+
+def test_an_upload_that_could_not_be_given_back_is_owed(
+    two: list[Broker], alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database goes away under an upload: when it is back, the reservation is too, while the process lives."""
+    monkeypatch.setattr(owed, "EVERY", 0.05)
+    upload = FileUpload(alice, target_at(alice, ["big.bin"]), size=1000)
+    upload.write(b"x" * 10)
+    with read_only():
+        upload.abort()
+        assert owed.waiting() == 1
+        assert Upload.objects.exists()
+    deadline = time.monotonic() + 60
+    while owed.waiting():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not Upload.objects.exists()
+    alice.refresh_from_db()
+    assert alice.reserved == 0

@@ -6,6 +6,7 @@ the moments are drawn from a fixed seed; a moment is a number of uploads begun, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -68,10 +69,8 @@ def running() -> Iterator[Product]:
 
 def kill(pids: list[int]) -> None:
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 class Killer:

@@ -101,12 +101,11 @@ def _database(error: Exception, wait: dict[str, str]) -> tuple[dict[str, Any], d
     if any(part in words for part in _FAULTS):
         return None
     log.error("the database failed: %s: %s", type(error).__name__, str(error).strip())
-    if any(part in words for part in _FULL):
-        return problem(507, "database_full", "The database has no space left. Nothing was changed."), wait
-    if any(part in words for part in _READ_ONLY):
-        detail = "The database takes no changes at the moment. Nothing was changed; try again later."
-        return problem(503, "database_read_only", detail), wait
     detail = "The database does not take this at the moment. Try again later."
+    if any(part in words for part in _FULL):
+        detail = "The database has no space left. Nothing was changed."
+    elif any(part in words for part in _READ_ONLY):
+        detail = "The database takes no changes at the moment. Nothing was changed; try again later."
     return problem(503, "database_unavailable", detail), wait
 
 
