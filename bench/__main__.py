@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import results
-from bench.cases import CASES, FULL, QUICK, Bench
+from bench.cases import CASES, FORM, FULL, QUICK, Bench
 from bench.machine import facts
 from bench.peers import PEERS, ROOT, Peer
 from bench.processes import CannotMeasure, cpu_seconds
@@ -33,6 +33,7 @@ ALL: dict[str, type[Peer]] = {
 }
 TITLES = {
     **{name: peer.title for name, peer in ALL.items()},
+    FORM: "CloudStore, the same by a browser's form",
     "cp": "cp twice",
     "cp-sync": "cp twice, fdatasync",
 }
