@@ -204,13 +204,13 @@ def small_table(found: Medians, titles: dict[str, str], markdown: bool) -> str:
         rates = [number(values.get(f"{step}_{n}_per_s")) for step in STEPS for n in clients]
         spent = max((value for metric, value in values.items() if metric.startswith("cpu_ms_")), default=None)
         rows.append([titles.get(peer, peer), *rates, number(spent, 1)])
-    fewer = [
-        f"{titles.get(peer, peer)} with {metric.removeprefix('files_')} clients: {value:.0f} files within the time"
-        for peer, values in found["small"].items()
-        for metric, value in values.items()
-        if metric.startswith("files_")
-    ]
-    return "\n\n".join([grid(head, rows, markdown=markdown), *fewer])
+    cut = []
+    for peer, values in found["small"].items():
+        fewer = {m.removeprefix("files_"): v for m, v in values.items() if m.startswith("files_")}
+        if fewer:
+            each = ", ".join(f"{count:.0f} with {n}" for n, count in fewer.items())
+            cut.append(f"Cut short, so fewer files by clients: {titles.get(peer, peer)}: {each}")
+    return "\n\n".join([grid(head, rows, markdown=markdown), *cut])
 
 
 def target_table(found: Medians, markdown: bool) -> str:

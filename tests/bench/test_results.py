@@ -85,7 +85,7 @@ def test_the_table_of_small_files_tells_how_many_there_were_when_a_step_was_cut_
     recorder.add("small", "cloudstore", "files_8", 640)
     text = results.tables(report_of(recorder))
     assert "create x8" in text and "123" in text and "5.7" in text
-    assert "CloudStore with 8 clients: 640 files within the time" in text
+    assert "CloudStore: 640 with 8" in text
 
 
 def test_strict_counts_what_was_missed_and_what_was_not_measured() -> None:
