@@ -151,7 +151,8 @@ def plan(
     """What one segment needs to have `wanted` copies on distinct domains.
 
     Suspects are looked at before anything is copied; copies are made before anything is dropped; nothing is
-    dropped before `trim_after`, nor while a copy that stays was last proven before `fresh_since`. A plan
+    dropped before a copy that stays was proven at `fresh_since` or later (so not the last good one either,
+    whatever has happened to the others since somebody looked), what is too many not before `trim_after`. A plan
     carried out and made again is empty."""
     result = Plan()
 
@@ -196,9 +197,9 @@ def plan(
         result.blocked, result.again_at = "a suspect copy waits for another look", min(looks, default=None)
         return result
 
-    # The copies stand: what is proven lost goes, then what is too many.
-    result.actions += [Doom(r.id, "replaced") for r in replicas if r.state == State.LOST]
-    _trim(result, wanted, counted, targets, now, trim_after, fresh_since)
+    # The copies stand, as far as is known: what was found lost goes, and what is too many.
+    lost = [r for r in replicas if r.state == State.LOST]
+    _trim(result, wanted, counted, lost, targets, now, trim_after, fresh_since)
     return result
 
 
@@ -206,12 +207,13 @@ def _trim(
     result: Plan,
     wanted: int,
     counted: Mapping[str, list[Have]],
+    lost: Sequence[Have],
     targets: Mapping[int, Target],
     now: datetime,
     trim_after: datetime,
     fresh_since: datetime,
 ) -> None:
-    """Drop what is beyond `wanted`, and second copies within one domain."""
+    """Drop what was found lost, what is beyond `wanted`, and second copies within one domain."""
 
     known = [t.available for t in targets.values() if t.available is not None]
     typical = float(median(known)) if known else 1.0
@@ -226,16 +228,21 @@ def _trim(
     keep = best[:wanted]
     kept_ids = {r.id for r in keep}
     extra = [r for rs in counted.values() for r in rs if r.id not in kept_ids]
-    if not extra:
+    if not extra and not lost:
         return
     if not all(targets[r.broker].readable for r in keep):
-        result.blocked = "a copy too many stays until the others can be read"
+        what = "a copy too many" if extra else "a lost copy"
+        result.blocked = f"{what} stays until the others can be read"
         return
-    if trim_after > now:
+    dwells = bool(extra) and trim_after > now
+    if dwells:
         result.blocked, result.again_at = "a copy too many stays for the dwell time", trim_after
-        return
+        if not lost:
+            return
     stale = [r for r in keep if r.verified_at is None or r.verified_at < fresh_since]
     if stale:
         result.actions += [Verify(r.id) for r in stale]
         return
-    result.actions += [Doom(r.id, "too many") for r in extra]
+    result.actions += [Doom(r.id, "replaced") for r in lost]
+    if not dwells:
+        result.actions += [Doom(r.id, "too many") for r in extra]

@@ -81,7 +81,7 @@ def reconcile_segment(segment_id: int, report: Report | None = None) -> Report:
     outcome = Plan(blocked="needs more rounds")
     try:
         for _round in range(ROUNDS):
-            outcome = _round_of(segment_id, report)
+            outcome = _round_of(segment_id, report, now)
             if not outcome.actions:
                 break
     except Exception:
@@ -108,9 +108,9 @@ def _release(segment_id: int, lease: datetime, outcome: Plan, report: Report) ->
     mine.update(check_at=again_at, attempts=min(attempts + 1, 1000), blocked=why[:200])
 
 
-def _round_of(segment_id: int, report: Report) -> Plan:
+def _round_of(segment_id: int, report: Report, since: datetime) -> Plan:
     """Plan from the rows as they are now, and act: -> the plan, whose actions are empty when nothing was left
-    to do or nothing that was tried worked."""
+    to do or nothing that was tried worked. What was proven before `since` is proven again before a copy goes."""
     segment = Segment.objects.select_related("content").get(pk=segment_id)
     rows = list(segment.replicas.select_related("broker").exclude(state=State.DOOMED))
     rules = policy.current()
@@ -125,28 +125,30 @@ def _round_of(segment_id: int, report: Report) -> Plan:
         now=now,
         uniform=entropy.uniform,
         trim_after=targets.trim_after([r.broker for r in rows], rules),
-        fresh_since=now - timedelta(days=rules.scrub_days),
+        fresh_since=since,
     )
     by_id = {r.pk: r for r in rows}
     progress = False
     for action in plan.actions:
         if isinstance(action, Verify):
-            progress |= _verify(by_id[action.replica], segment, report)
+            progress |= _verify(by_id[action.replica], segment, report, since)
         elif isinstance(action, Copy):
             progress |= _copy(segment, all_brokers[action.broker], report)
         else:
-            progress |= _doom(by_id[action.replica], segment, action, report)
+            progress |= _doom(by_id[action.replica], segment, action, report, since)
     if plan.actions and not progress:
         return Plan(blocked=plan.blocked or "the brokers refuse; trying again")
     return plan
 
 
-def _verify(replica: Replica, segment: Segment, report: Report) -> bool:
+def _verify(replica: Replica, segment: Segment, report: Report, since: datetime) -> bool:
     was = replica.state
     became = suspects.verify(replica, segment)
     report.verified += 1
     report.lost += became == State.LOST and was != State.LOST
-    return became == State.STORED or became != was
+    if became != was:
+        return True
+    return Replica.objects.filter(pk=replica.pk, state=State.STORED, verified_at__gte=since).exists()
 
 
 def _copy(segment: Segment, broker: Broker, report: Report) -> bool:
@@ -190,19 +192,22 @@ def _read_source(segment: Segment) -> bytes | None:
     sources = segment.replicas.filter(state=State.STORED).select_related("broker")
     for replica in sorted(sources, key=lambda r: (not r.broker.readable, transfer.latency(r.broker))):
         try:
-            return transfer.fetch_whole(
+            data = transfer.fetch_whole(
                 replica.broker, replica.locator, segment.sealed_size, segment.checksum
             )
         except (NotFound, Corrupt) as error:
             suspects.suspect(replica.pk, error.code)
         except BrokerError as error:
             note_failure(replica.broker_id, error)
+        else:
+            Replica.objects.filter(pk=replica.pk, state=State.STORED).update(verified_at=clock.now())
+            return data
     return None
 
 
-def _doom(replica: Replica, segment: Segment, action: Doom, report: Report) -> bool:
-    """-> DOOMED, re-validated in its own transaction: a copy that counts goes only while as many as shall be
-    stay without it."""
+def _doom(replica: Replica, segment: Segment, action: Doom, report: Report, since: datetime) -> bool:
+    """-> DOOMED, re-validated in its own transaction: a copy of proven or possible worth goes only while as
+    many as shall be stay without it, each proven since this worker took the segment."""
     with transaction.atomic():
         # The row's update is the lock of the segment: two that drop copies at once would otherwise both see
         # the other's copy standing.
@@ -210,7 +215,7 @@ def _doom(replica: Replica, segment: Segment, action: Doom, report: Report) -> b
         now_state = Replica.objects.filter(pk=replica.pk).values_list("state", flat=True).first()
         if now_state != replica.state:
             return False
-        if now_state == State.STORED and not _stands_without(replica, segment):
+        if now_state in (State.STORED, State.LOST) and not _stands_without(replica, segment, since):
             return False
         changed = Replica.objects.filter(pk=replica.pk, state=replica.state).update(
             state=State.DOOMED, reason=action.reason, check_at=None, attempts=0
@@ -223,9 +228,10 @@ def _doom(replica: Replica, segment: Segment, action: Doom, report: Report) -> b
     return bool(changed)
 
 
-def _stands_without(replica: Replica, segment: Segment) -> bool:
+def _stands_without(replica: Replica, segment: Segment, since: datetime) -> bool:
     content = Content.objects.get(pk=segment.content_id)
-    others = segment.replicas.filter(state=State.STORED).exclude(pk=replica.pk).select_related("broker")
+    proven = segment.replicas.filter(state=State.STORED, verified_at__gte=since)
+    others = proven.exclude(pk=replica.pk).select_related("broker")
     domains = {r.broker.domain for r in others if r.broker.readable}
     return len(domains) >= policy.copies_of(content, policy.held())
 

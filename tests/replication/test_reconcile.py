@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -280,10 +280,10 @@ def test_a_segment_that_always_fails_does_not_hold_up_others(
     poison = bad.segments.get().pk
     real = reconcile._round_of
 
-    def sometimes(segment_id: int, report: reconcile.Report) -> object:
+    def sometimes(segment_id: int, report: reconcile.Report, since: datetime) -> object:
         if segment_id == poison:
             raise RuntimeError("poison")
-        return real(segment_id, report)
+        return real(segment_id, report, since)
 
     monkeypatch.setattr(reconcile, "_round_of", sometimes)
     reconcile.run_to_rest()
@@ -339,3 +339,37 @@ def test_deletes_wait_for_a_broker_that_is_away(three: list[Broker], clock: Virt
     clock.advance(hours=2)
     assert collect().objects == 1
     assert check(full=True) == []
+
+
+@pytest.mark.parametrize("rotten", [0, 1])
+def test_the_last_good_copy_is_not_dropped_as_one_too_many(
+    clock: VirtualClock, three: list[Broker], rotten: int
+) -> None:
+    """Existence is not health: what stays is read once more before what is too many goes."""
+    content = store(b"precious", copies=None)
+    bad = replicas(content)[rotten]
+    Objects(bad.broker)[bad.locator] = b"rotten"
+    policy.change(copies=1)
+    clock.advance(hours=1)
+    reconcile.run_to_rest()
+    clock.advance(hours=1)
+    reconcile.run_to_rest()
+    collect()
+    assert load(content) == b"precious"
+    assert (copies(content), codes()) == (1, set())
+
+
+def test_a_copy_that_was_taken_for_lost_stays_until_the_others_are_proven(
+    clock: VirtualClock, three: list[Broker]
+) -> None:
+    content = store(b"precious")
+    rotten, taken_for_lost = replicas(content)
+    Objects(rotten.broker)[rotten.locator] = b"rotten"
+    Replica.objects.filter(pk=taken_for_lost.pk).update(state=State.LOST, reason="corrupt")
+    policy.change(copies=1)
+    clock.advance(hours=1)
+    reconcile.run_to_rest()
+    clock.advance(hours=1)
+    reconcile.run_to_rest()
+    collect()
+    assert load(content) == b"precious"
