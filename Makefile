@@ -1,7 +1,7 @@
 # CloudStore. `make run` starts it, `make test` tests it; both need only python3 (3.11 or newer) and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench lock format clean env-base env-test
+.PHONY: help run test soak check bench lock format clean env-base env-test
 
 VENV ?= .venv
 export VENV
@@ -21,6 +21,9 @@ run: env-base ## Start CloudStore (PORT, default 5000; CLOUDSTORE_DATA, default 
 
 test: env-test ## All tests, on SQLite and PostgreSQL (ARGS="tests/vfs -k x", DB=sqlite|postgres)
 	@exec $(BIN)/python -m tests.run --db "$(DB)" -- $(ARGS)
+
+soak: env-test ## Random programs against the model (MINUTES=10, SEED, DB=sqlite|postgres): a row in docs/reliability.md
+	@exec $(BIN)/python -m tests.machine.soak --minutes "$(or $(MINUTES),10)" --db "$(or $(DB),sqlite)" $(if $(SEED),--seed "$(SEED)")
 
 check: env-test ## Linters, types, import rules, missing migrations, module lengths
 	@exec $(BIN)/python -m scripts.check
