@@ -122,6 +122,7 @@ def _differing(two: list[Broker]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_drill_with_ten_thousand_files(put: Put, two: list[Broker], alice: User, root: User) -> None:
     hashes = _stored(alice, FILES - 3, two, "folder")
     for number in range(3):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -295,6 +295,25 @@ def test_it_sees_one_moment_while_uploads_go_on(put: Put, two: list[Broker], ali
         used = sum(r["size"] for r in rows_of(lines, "replication.Content"))
         assert [row["used"] for row in rows_of(lines, "accounts.User")] == [used]
         assert lines[-1]["end"]["vfs.Version"] >= 10
+
+
+def test_what_commits_between_two_tables_is_not_in_it(
+    put: Put, two: list[Broker], alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(alice, "before", b"x")
+    rows = tables.Table.rows
+
+    def slow(table: tables.Table) -> Iterator[tuple[object, ...]]:
+        if table.label == "vfs.Node":
+            race(1, lambda _: put(alice, "meanwhile", b"y"))
+        return rows(table)
+
+    monkeypatch.setattr(tables.Table, "rows", slow)
+    make()
+    assert Node.objects.filter(name="meanwhile").exists()
+    lines = content_of(two[0])
+    assert {row["name"] for row in rows_of(lines, "vfs.Node")} == {"", "before"}
+    assert len(rows_of(lines, "vfs.Version")) == len(rows_of(lines, "replication.Content")) == 1
 
 
 def test_a_writer_does_not_wait_for_a_snapshot(put: Put, two: list[Broker], alice: User) -> None:
