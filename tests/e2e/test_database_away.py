@@ -80,7 +80,7 @@ def test_postgresql_killed_and_started_again(server: Postgres) -> None:
         for method, path, body in (
             ("GET", "/api/v1/files/before.bin", None),
             ("HEAD", "/api/v1/files/before.bin", None),
-            ("PUT", "/api/v1/files/new.bin", b"x" * MIB),
+            ("PUT", "/api/v1/files/new.bin", b"x" * 1000),
             ("DELETE", "/api/v1/files/before.bin", None),
             ("GET", "/api/v1/account", None),
         ):
@@ -120,7 +120,7 @@ def test_sqlite_locked_by_another_process() -> None:
             other.execute("BEGIN IMMEDIATE")
             assert healthz(client)[0] == 200
             ledger.get("before.bin", final=True)
-            status, body = client.call("PUT", "/api/v1/files/new.bin", b"x" * MIB)
+            status, body = client.call("PUT", "/api/v1/files/new.bin", b"x" * 1000)
             assert (status, json.loads(body)["code"]) == (503, "database_unavailable")
             status, body = client.call("DELETE", "/api/v1/files/before.bin")
             assert status == 503

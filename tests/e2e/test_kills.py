@@ -7,6 +7,7 @@ the moments are drawn from a fixed seed; a moment is a number of uploads begun, 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -241,5 +243,65 @@ def test_ten_rounds_of_kills_among_twenty_uploads(running: Product) -> None:
     print(f"fsck and recount after {time.monotonic() - began:.0f} s")
     assert ledger.acknowledged > CLIENTS * UPLOADS * len(ROUNDS) * 0.8
     assert ledger.cut > 0, "nothing was under way when it was killed"
+    bad = unexpected(killer.output())
+    assert not bad, "\n".join(bad)
+
+
+def broker_folder(product: Product, name: str) -> Path:
+    return next(Path(r["options"]["root"]) for r in product.manage_json("broker_list") if r["name"] == name)
+
+
+def objects(folder: Path) -> list[Path]:
+    return [path for path in (folder / "cs").rglob("*") if path.is_file()]
+
+
+def test_a_download_cut_by_a_kill_is_an_error(running: Product) -> None:
+    """The client is told a length and gets less: no client takes a part for the whole."""
+    ledger = Ledger(Client(running.port, running.token()))
+    data = noise(random.Random(SEED), 64 * MIB)
+    assert ledger.put("large.bin", data)
+    for victim in ("web process", "web"):
+        until(lambda: answers(ledger.client), "the web answers")
+        link = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+        link.request("GET", "/api/v1/files/large.bin", headers=ledger.client.headers)
+        answer = link.getresponse()
+        assert answer.status == 200
+        got = answer.read(MIB)
+        Killer(running).strike(victim)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            while piece := answer.read1(MIB):
+                got += piece
+            # The end of the stream came early: `read` of the whole is what tells it.
+            raise (
+                http.client.IncompleteRead(got) if len(got) < len(data) else AssertionError("it was not cut")
+            )
+        assert data.startswith(got)
+        link.close()
+    until(lambda: answers(ledger.client), "the web answers")
+    ledger.read_all_back()
+
+
+def test_a_worker_killed_while_it_repairs(running: Product) -> None:
+    """A broker comes back empty; the worker dies in the middle of filling it, twice, and the queue is flushed while
+    work is due. Another worker goes on when the lease is over; at the end nothing is doubled and nothing strays."""
+    ledger = Ledger(Client(running.port, running.token()))
+    rng = random.Random(SEED)
+    for number in range(40):
+        assert ledger.put(f"repair/{number}.bin", noise(rng, rng.randrange(MIB, 3 * MIB)))
+    folder, other = broker_folder(running, "Local B"), broker_folder(running, "Local A")
+    wanted = len(objects(other))
+    shutil.rmtree(folder)
+    folder.mkdir()
+    killer = Killer(running)
+    for share, victim in ((4, "worker"), (2, "worker process")):
+        until(lambda s=share: len(objects(folder)) >= wanted // s, "the repair is under way")
+        assert len(objects(folder)) < wanted, "the repair was over before the kill"
+        killer.strike(victim)
+        killer.strike("flush")
+    until(lambda: len(objects(folder)) >= wanted and at_rest(running), "the copies are complete", every=2.0)
+    assert findings(running, "--full") == []
+    assert len(objects(folder)) == len(objects(other)) == wanted
+    ledger.read_all_back()
+    assert running.manage_json("quota_recount", "--dry-run")["wrong"] == []
     bad = unexpected(killer.output())
     assert not bad, "\n".join(bad)
