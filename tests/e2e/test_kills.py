@@ -185,6 +185,7 @@ EXPECTED = re.compile(
     r"ERROR _granian: Unexpected exit from worker-1"
     r"|(WARNING|ERROR) celery\.worker\.consumer\.consumer: .*[Cc]onnect"
     r"|CRITICAL celery\.worker: Unrecoverable error: .*(ConnectionError|'hostname')"
+    r"|CRITICAL celery\.worker\.request: Couldn't ack .* reason:.*ConnectionError"
     r"|ERROR celery\.bootsteps: Error on stopping .*(ConnectionError|'hostname')"
     r"|ERROR celery\.(worker|concurrency)\S*: .*(SIGKILL|signal 9|WorkerLostError)"
     r"|WARNING py\.warnings: .*CPendingDeprecationWarning"
@@ -286,7 +287,7 @@ def test_a_worker_killed_while_it_repairs(running: Product) -> None:
     work is due. Another worker goes on when the lease is over; at the end nothing is doubled and nothing strays."""
     ledger = Ledger(Client(running.port, running.token()))
     rng = random.Random(SEED)
-    for number in range(40):
+    for number in range(24):
         assert ledger.put(f"repair/{number}.bin", noise(rng, rng.randrange(MIB, 3 * MIB)))
     folder, other = broker_folder(running, "Local B"), broker_folder(running, "Local A")
     wanted = len(objects(other))
