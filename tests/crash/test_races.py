@@ -153,16 +153,17 @@ def test_the_guard_bites(alice: User) -> None:
 @pytest.mark.parametrize("door", ["put", "form"])
 def test_fifty_uploads_of_a_tenth_of_the_quota(alice: User, three: list[Broker], api: Api, door: str) -> None:
     User.objects.filter(pk=alice.pk).update(quota=10 * SIZE)
-    top = tree.root_of(alice)
+    # A folder for each, so that no lock of a folder brings them into line.
+    folders = [tree.create_folder(alice, alice, (f"folder {i}",)) for i in range(MANY)]
     many = clients(api, alice)
     data = b"x" * SIZE
     form = b'--e\r\nContent-Disposition: form-data; name="f"; filename="%d"\r\n\r\n' + data + b"\r\n--e--\r\n"
 
     def work(i: int) -> int:
         if door == "put":
-            path, body, kind = f"files/f{i}", data, "application/octet-stream"
+            path, body, kind = f"files/folder {i}/f", data, "application/octet-stream"
             return int(many[i].generic("PUT", f"/api/v1/{path}", body, kind).status_code)
-        path, body, kind = f"nodes/{top.pk}/files", form % i, "multipart/form-data; boundary=e"
+        path, body, kind = f"nodes/{folders[i].pk}/files", form % i, "multipart/form-data; boundary=e"
         return int(many[i].generic("POST", f"/api/v1/{path}", body, kind).status_code)
 
     with quota_guard():
@@ -212,8 +213,15 @@ def test_two_reconcilers_find_one_segment(three: list[Broker], clock: VirtualClo
     content = store(b"x" * SIZE)
     policy.change(copies=3)
     (pk,) = content.segments.values_list("pk", flat=True)
-    with recorded(three) as count, meeting("reconcile.found", 2):
-        reports = race(2, lambda _i: reconcile.reconcile_segment(pk))
+
+    def work(_i: int) -> reconcile.Report:
+        report = reconcile.reconcile_segment(pk)
+        go.set()
+        return report
+
+    # Both find it; whoever takes it is held in the middle until the other one has given up.
+    with recorded(three) as count, meeting("reconcile.found", 2), held("reconcile.put") as (_there, go):
+        reports = race(2, work)
         assert sorted(report.copied for report in reports) == [0, 1]
         assert count("put") == 1
     assert copies(content) == 3
