@@ -222,6 +222,7 @@ def test_two_reconcilers_find_one_segment(three: list[Broker], clock: VirtualClo
     # Both find it; whoever takes it is held in the middle until the other one has given up.
     with recorded(three) as count, meeting("reconcile.found", 2), held("reconcile.put") as (_there, go):
         reports = race(2, work)
+        assert sorted(report.looked_at for report in reports) == [0, 1]
         assert sorted(report.copied for report in reports) == [0, 1]
         assert count("put") == 1
     assert copies(content) == 3
