@@ -58,6 +58,8 @@ class CloudBroker:
     secret_options: ClassVar[frozenset[str]] = frozenset()
     # How many calls may run at the same time.
     concurrency: ClassVar[int] = 8
+    # Whether `upload_file` takes any bytes-like object, and keeps none of it when it has returned. Else it gets bytes.
+    takes_views: ClassVar[bool] = False
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options: dict[str, Any] = dict(options or {})

@@ -62,11 +62,14 @@ class OpenBroker:
             if last:
                 self._close()
 
-    def put(self, key: str, data: Buffer) -> str:
+    def put(self, key: str, data: Buffer, *, lent: bool = False) -> str:
         """Store `data` whole and durably under a fresh key: -> its locator. Safe to repeat.
 
-        Bytes that are not `bytes` are copied first: a call that timed out may still be reading them."""
-        return str(self._do("put", key, data if isinstance(data, bytes) else bytes(data)))
+        Bytes that are not `bytes` are copied first: a call that timed out may still be reading them. They are not
+        when they are `lent`, which promises that they do not change while there is a view of them, and the driver
+        takes views."""
+        as_it_is = isinstance(data, bytes) or (lent and self._driver.takes_views)
+        return str(self._do("put", key, data if as_it_is else bytes(data)))
 
     def get(self, locator: str, start: int = 0, length: int | None = None) -> bytes:
         """Exactly `length` bytes from `start` (fewer only where the object ends), the rest for None.

@@ -120,8 +120,8 @@ def sealed_size(size: int) -> int:
 
 def frame_span(first: int, last: int, size: int) -> tuple[int, int]:
     """Where frames `first..last` (inclusive) of a segment of `size` plain bytes stand: -> (start, length)."""
-    start = HEADER_SIZE + first * (FRAME_SIZE + TAG_SIZE)
-    end = min(HEADER_SIZE + (last + 1) * (FRAME_SIZE + TAG_SIZE), sealed_size(size))
+    start = _start_of(first)
+    end = min(_start_of(last + 1), sealed_size(size))
     return start, end - start
 
 
@@ -145,33 +145,104 @@ class _Frames:
 class Sealed:
     """A sealed segment: the whole object, its header, and the SHA-256 of the object."""
 
-    data: bytes
+    data: Buffer
     header: bytes
     checksum: str
 
 
+class Sealer:
+    """Seals one segment while its bytes come, straight into the memory of the object. Every one draws a fresh salt.
+
+    With `size` each frame is encrypted as soon as it is whole. Without, the plain bytes wait at their places until
+    `finish` says how many they are, because every frame is bound to the size. `room`, when given, is the memory
+    to use: at least as long as the object. For one thread."""
+
+    def __init__(self, content_key: bytes, *, content_id: uuid.UUID, position: int, offset: int, key_version: int,
+                 wrapped_key: bytes, size: int | None = None, last: bool = False,
+                 room: bytearray | None = None) -> None:  # fmt: skip
+        most = SEGMENT_SIZE if size is None else size
+        if most > SEGMENT_SIZE:
+            raise ValueError(f"a segment holds at most {SEGMENT_SIZE} bytes")
+        self.size = 0
+        self._most = most
+        self._known = size is not None
+        self._key = content_key
+        self._facts = (content_id, position, offset)
+        self._wrapped = (key_version, bytes(wrapped_key))
+        self._object = memoryview(bytearray(sealed_size(most)) if room is None else room)
+        self._next = 0  # the first frame that is not encrypted
+        if size is not None:
+            self._begin(size, last)
+
+    @property
+    def space(self) -> int:
+        """How many bytes still go in."""
+        return self._most - self.size
+
+    def _begin(self, size: int, last: bool) -> None:
+        content_id, position, offset = self._facts
+        salt = entropy.token_bytes(SALT_SIZE)
+        self._header = Header(content_id, position, offset, size, last, *self._wrapped, salt).pack()
+        self._frames = _Frames(self._key, salt, self._header, size)
+        self._total = size
+        self._object[:HEADER_SIZE] = self._header
+        self._checksum = hashlib.sha256(self._header)
+
+    def write(self, data: Buffer) -> None:
+        """Take the next bytes, in pieces of any size. Raises ValueError for more than `space`."""
+        view = memoryview(data)
+        if len(view) > self.space:
+            raise ValueError(f"{len(view)} bytes where {self.space} go in")
+        while len(view):
+            frame, within = divmod(self.size, FRAME_SIZE)
+            whole = min(FRAME_SIZE, self._most - frame * FRAME_SIZE)
+            piece = view[: whole - within]
+            view = view[len(piece) :]
+            self.size += len(piece)
+            if self._known and len(piece) == whole:
+                self._encrypt(piece)
+                continue
+            start = _start_of(frame) + within
+            self._object[start : start + len(piece)] = piece
+            if self._known and within + len(piece) == whole:
+                self._encrypt(self._plain(frame, whole))
+
+    def finish(self, *, last: bool = False) -> Sealed:
+        """The sealed segment; `last` counts where the size was not known before. Raises ValueError when fewer
+        bytes came than were announced."""
+        if not self._known:
+            self._begin(self.size, last)
+        elif self.size != self._total:
+            raise ValueError(f"{self.size} bytes came of {self._total}")
+        for frame in range(self._next, frame_count(self._total)):
+            self._encrypt(self._plain(frame, min(FRAME_SIZE, self._total - frame * FRAME_SIZE)))
+        data = self._object[: sealed_size(self._total)].toreadonly()
+        return Sealed(data, self._header, self._checksum.hexdigest())
+
+    def _plain(self, frame: int, size: int) -> bytes:
+        """Plain bytes that wait in the object: a copy, since no cipher promises to work in place."""
+        start = _start_of(frame)
+        return bytes(self._object[start : start + size])
+
+    def _encrypt(self, plain: Buffer) -> None:
+        start = _start_of(self._next)
+        place = self._object[start : start + len(plain) + TAG_SIZE]
+        self._frames.aead.encrypt_into(self._frames.nonce(self._next), plain, self._header, place)
+        self._checksum.update(place)  # now, while the bytes lie in the processor's cache
+        self._next += 1
+
+
+def _start_of(frame: int) -> int:
+    return HEADER_SIZE + frame * (FRAME_SIZE + TAG_SIZE)
+
+
 def seal(content_key: bytes, plain: Buffer, *, content_id: uuid.UUID, position: int, offset: int, last: bool,
          key_version: int, wrapped_key: bytes) -> Sealed:  # fmt: skip
-    """Seal one segment of at most SEGMENT_SIZE plain bytes. Every call draws a fresh salt."""
-    view = memoryview(plain)
-    if len(view) > SEGMENT_SIZE:
-        raise ValueError(f"a segment holds at most {SEGMENT_SIZE} bytes")
-    salt = entropy.token_bytes(SALT_SIZE)
-    header = Header(
-        content_id, position, offset, len(view), last, key_version, bytes(wrapped_key), salt
-    ).pack()
-    frames = _Frames(content_key, salt, header, len(view))
-    data = bytearray(sealed_size(len(view)))
-    data[:HEADER_SIZE] = header
-    out = memoryview(data)
-    for number in range(frame_count(len(view))):
-        piece = view[number * FRAME_SIZE : (number + 1) * FRAME_SIZE]
-        start = HEADER_SIZE + number * (FRAME_SIZE + TAG_SIZE)
-        frames.aead.encrypt_into(
-            frames.nonce(number), piece, header, out[start : start + len(piece) + TAG_SIZE]
-        )
-    out.release()
-    return Sealed(bytes(data), header, hashlib.sha256(data).hexdigest())
+    """Seal one segment of at most SEGMENT_SIZE plain bytes at once."""
+    sealer = Sealer(content_key, content_id=content_id, position=position, offset=offset, key_version=key_version,
+                    wrapped_key=wrapped_key, size=len(memoryview(plain)), last=last)  # fmt: skip
+    sealer.write(plain)
+    return sealer.finish()
 
 
 def open_frames(content_key: bytes, header: bytes, first: int, data: Buffer) -> Iterator[bytes]:

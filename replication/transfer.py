@@ -61,9 +61,9 @@ def put(broker: Broker, key: str, data: Buffer, checksum: str) -> str:
 
     Verified by asking the provider for what it now holds: size, and its own checksum where it tells one; a
     write that was accepted and lost, or cut short, does not pass. Raises BrokerError; the object may then exist
-    or not."""
+    or not. The bytes behind a memoryview must not change as long as anybody holds a view of them."""
     opened = open_broker(broker)
-    locator = opened.put(key, data)
+    locator = opened.put(key, data, lent=isinstance(data, memoryview))
     try:
         found = opened.stat(locator)
     except NotFound:

@@ -187,7 +187,7 @@ def _store_on(broker: Broker, snapshot: Snapshot, spool: Spool, manifest: Sealed
     reach("vault.manifest_stored")
 
 
-def _put(broker: Broker, name: str, data: bytes, checksum: str) -> str:
+def _put(broker: Broker, name: str, data: Buffer, checksum: str) -> str:
     """Store one object and read it back."""
     locator = transfer.put(broker, name, data, checksum)
     transfer.fetch_whole(broker, locator, len(data), checksum)

@@ -1,14 +1,14 @@
 """Writing a content: cut into segments, seal, place, put on W brokers, hand off when one fails.
 
-The request thread alone reads the body, hashes it and touches the database; sealing and puts run on the pools
-(replication/transfer.py). Intent before effect: a segment's rows and object keys are committed before its first
-put. At most `WINDOW` segments of one content are under way, and `_slots` bounds those of the whole process, so
-that memory does not grow with the number of uploads.
+The request thread alone reads the body and touches the database. It seals each segment while its bytes come,
+straight into the object's memory; hashing the plain bytes and the puts run on the pools (replication/transfer.py).
+Intent before effect: a segment's rows and object keys are committed before its first put. At most `WINDOW` segments
+of one content are under way, and `_slots` bounds those of the whole process, so that memory does not grow with the
+number of uploads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -25,11 +25,12 @@ from brokers.errors import BrokerError, Timeout
 from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
-from replication import placement, policy, targets, transfer
+from replication import memory, placement, policy, targets, transfer
+from replication.digest import Digest
 from replication.errors import StateConflict, WriteRefused
 from replication.keys import content_key
 from replication.models import Content, Replica, Segment
-from replication.seal import SEGMENT_SIZE, Sealed, seal, sealed_size
+from replication.seal import SEGMENT_SIZE, Sealed, Sealer, sealed_size
 
 # Segments of one content whose puts are under way while the next one fills.
 WINDOW = 3
@@ -87,31 +88,41 @@ class _Put:
     failed: str = ""
 
 
+@dataclass(slots=True)
+class _Filled:
+    """A segment whose bytes have come: its sealed bytes and the memory in which they lie."""
+
+    sealer: Sealer
+    sealed: Sealed
+    room: bytearray
+
+
 class _Job:
     """A segment under way. Its sealed bytes, and the process's slot for them, are given up as soon as `needed`
     puts have succeeded, however slowly the client sends what follows; after a failed put they are kept for
     the hand-off, until the writer settles the job."""
 
-    def __init__(self, segment_id: int, size: int, needed: int, wanted: int, sealing: Future[Sealed]) -> None:
+    def __init__(self, segment_id: int, filled: _Filled, needed: int, wanted: int) -> None:
         self.segment_id = segment_id
-        self.size = size
+        self.size = filled.sealer.size
         self.needed = needed
         self.wanted = wanted
         self.puts: list[_Put] = []
-        self.header = b""
-        self.checksum = ""
-        self._sealing: Future[Sealed] | None = sealing
+        self.header = filled.sealed.header
+        self.checksum = filled.sealed.checksum
+        self._filled: _Filled | None = filled
         self._lock = threading.Lock()
 
     def send(self, puts: list[_Put]) -> None:
         """Set puts going."""
         with self._lock:
-            if self._sealing is None:
+            if self._filled is None:
                 raise StateConflict("the segment is settled already")
             self.puts += puts
+            sealed = self._filled.sealed
             for put in puts:
                 threads = transfer.pool(put.broker)
-                put.future = threads.submit(_seal_then_put, self._sealing, put.broker, put.key)
+                put.future = threads.submit(transfer.put, put.broker, put.key, sealed.data, sealed.checksum)
         for future in self.pending():
             future.add_done_callback(lambda _done: self._after_put())
 
@@ -120,14 +131,12 @@ class _Job:
             self.free()
 
     def free(self) -> None:
-        """Keep what the rows need, drop the bytes and give the slot back. Idempotent."""
+        """Let go of the bytes and give the slot back. Idempotent."""
         with self._lock:
-            sealing, self._sealing = self._sealing, None
-            if sealing is None:
-                return
-            if _succeeded(sealing):
-                self.header, self.checksum = sealing.result().header, sealing.result().checksum
-        _slots.give_back()
+            filled, self._filled = self._filled, None
+        if filled is not None:
+            memory.give_back(filled.room)
+            _slots.give_back()
 
     def stored(self) -> int:
         return sum(put.stored for put in self.puts)
@@ -210,8 +219,9 @@ class ContentWriter:
     acknowledgement needs take writes (fewer are enough when the policy allows degraded writes), and later when
     brokers fail and no other can take over."""
 
-    def __init__(self, content: Content) -> None:
+    def __init__(self, content: Content, *, size: int | None = None) -> None:
         self.content = content
+        self._expected = size
         self._key = content_key(content)
         rules = policy.current()
         self.wanted = policy.copies_of(content, rules)
@@ -225,8 +235,9 @@ class ContentWriter:
                 raise WriteRefused(self._refusal(reachable))
             self.acknowledge = reachable
         self._allow_degraded = rules.allow_degraded
-        self._sha256 = hashlib.sha256()
-        self._buffer = bytearray()
+        self._digest = Digest()
+        self._sealer: Sealer | None = None  # of the segment that fills
+        self._room = bytearray()  # its memory
         self._size = 0
         self._position = 0
         self._jobs: deque[_Job] = deque()
@@ -239,30 +250,38 @@ class ContentWriter:
         """Take the next bytes, in pieces of any size. Raises WriteRefused; the writer is then of no more use
         and `abort()` should follow."""
         view = memoryview(data)
-        self._sha256.update(view)
+        if self._expected is not None and self._size + len(view) > self._expected:
+            raise ValueError(f"more than the {self._expected} bytes that were announced")
+        self._digest.update(data)
         while len(view):
-            room = SEGMENT_SIZE - len(self._buffer)
-            if room == 0:
-                self._flush(last=False)
-                continue
-            self._buffer += view[:room]
-            self._size += min(room, len(view))
-            view = view[room:]
+            sealer = self._sealer or self._begin()
+            piece = view[: sealer.space]
+            view = view[len(piece) :]
+            self._size += len(piece)
+            sealer.write(piece)
+            # Where the size is not known, only a further byte shows that this segment is not the last one.
+            if not sealer.space and (len(view) or self._expected is not None):
+                self._flush()
 
     def finish(self) -> Written:
         """Wait until every byte stands on enough brokers. Raises WriteRefused. Nothing is visible before
         `contents.seal` is called with what this returns."""
-        if self._buffer or self._position == 0:
+        if self._expected is not None and self._size != self._expected:
+            raise ValueError(f"{self._size} bytes came of {self._expected}")
+        if self._position == 0 and self._sealer is None:
+            self._begin()
+        if self._sealer is not None:
             self._flush(last=True)
         while self._jobs:
             self._settle(self._jobs.popleft())
         return Written(
-            self._size, self._sha256.hexdigest(), self._position, self._least, self.wanted, self._done
+            self._size, self._digest.hexdigest(), self._position, self._least, self.wanted, self._done
         )
 
     def abort(self) -> None:
         """Give up: waits for puts under way, so that the collector meets none of them. Idempotent."""
-        self._buffer = bytearray()
+        self._sealer, room, self._room = None, self._room, bytearray()
+        memory.give_back(room)
         while self._jobs:
             job = self._jobs.popleft()
             wait(job.pending())
@@ -282,19 +301,39 @@ class ContentWriter:
             tried=self._out | set(tried),
         )
 
-    def _flush(self, *, last: bool) -> None:
-        """Plan the filled buffer as the next segment and set its puts going."""
+    def _begin(self) -> Sealer:
+        """Make room for the next segment."""
+        size = None if self._expected is None else min(SEGMENT_SIZE, self._expected - self._size)
+        self._room = memory.take(sealed_size(SEGMENT_SIZE if size is None else size))
+        self._sealer = Sealer(
+            self._key,
+            content_id=self.content.pk,
+            position=self._position,
+            offset=self._size,
+            key_version=self.content.key_version,
+            wrapped_key=bytes(self.content.wrapped_key),
+            size=size,
+            last=size is not None and self._size + size == self._expected,
+            room=self._room,
+        )
+        return self._sealer
+
+    def _flush(self, *, last: bool = False) -> None:
+        """Plan the filled segment and set its puts going. `last` counts where the size was not known."""
+        sealer, room = self._sealer, self._room
+        assert sealer is not None  # noqa: S101
+        self._sealer, self._room = None, bytearray()
+        filled = _Filled(sealer, sealer.finish(last=last), room)
         self._take_slot()
-        plain, self._buffer = self._buffer, bytearray()
         under_way = len(self._jobs)
         try:
-            self._start(plain, last=last)
+            self._start(filled)
         finally:
             if len(self._jobs) == under_way:
                 _slots.give_back()
 
-    def _start(self, plain: bytearray, *, last: bool) -> None:
-        size, position, offset = len(plain), self._position, self._size - len(plain)
+    def _start(self, filled: _Filled) -> None:
+        size = filled.sealer.size
         chosen = self._choose(self.acknowledge, size)
         least = 1 if self._allow_degraded else self.acknowledge
         if len(chosen) < least:
@@ -304,26 +343,14 @@ class ContentWriter:
             _record(finished)
             segment = Segment.objects.create(
                 content=self.content,
-                position=position,
-                offset=offset,
+                position=self._position,
+                offset=self._size - size,
                 size=size,
                 sealed_size=sealed_size(size),
             )
             puts = [self._plan(segment.pk, broker) for broker in chosen]
         self._position += 1
-        content = self.content
-        sealing = transfer.pool().submit(
-            seal,
-            self._key,
-            plain,
-            content_id=content.pk,
-            position=position,
-            offset=offset,
-            last=last,
-            key_version=content.key_version,
-            wrapped_key=bytes(content.wrapped_key),
-        )
-        job = _Job(segment.pk, size, self.acknowledge, self.wanted, sealing)
+        job = _Job(segment.pk, filled, self.acknowledge, self.wanted)
         self._jobs.append(job)
         job.send(puts)
 
@@ -392,8 +419,3 @@ class ContentWriter:
             f"{self.acknowledge} brokers on distinct domains must take the bytes before they are acknowledged, "
             f"and {healthy} can now; try again when the brokers are well"
         )
-
-
-def _seal_then_put(sealing: Future[Sealed], broker: Broker, key: str) -> str:
-    sealed = sealing.result()
-    return transfer.put(broker, key, sealed.data, sealed.checksum)

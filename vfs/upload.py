@@ -140,7 +140,7 @@ class FileUpload:
             )
         self._beat_at = clock.monotonic() + _heartbeat()
         try:
-            self._writer = ContentWriter(content)
+            self._writer = ContentWriter(content, size=size)
         except BaseException:
             self._open = False
             _give_back_surely(self.row.pk)

@@ -95,6 +95,7 @@ class LocalBroker(CloudBroker):
     label = "Local folder"
     OptionsForm = LocalOptions
     concurrency = 16
+    takes_views = True
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
@@ -298,7 +299,9 @@ class LocalBroker(CloudBroker):
                 rest = memoryview(data).cast("B")
                 while rest:
                     rest = rest[os.write(file, rest) :]
-                self._fsync(file)  # never tried again on this descriptor: the next one could lie
+                # The bytes and the size, all that is needed to read them. Never tried again on this descriptor: the
+                # next one could lie.
+                self._fdatasync(file)
             finally:
                 os.close(file)
             os.replace(temporary, name, src_dir_fd=temporary_folder, dst_dir_fd=folder)
@@ -311,6 +314,10 @@ class LocalBroker(CloudBroker):
     def _fsync(self, descriptor: int) -> None:
         if self._sync:
             os.fsync(descriptor)
+
+    def _fdatasync(self, descriptor: int) -> None:
+        if self._sync:
+            getattr(os, "fdatasync", os.fsync)(descriptor)  # not on every system
 
     def _sweep(self, folder: int) -> None:
         oldest = clock.now().timestamp() - STALE_SECONDS

@@ -67,6 +67,7 @@ class FaultyBroker(CloudBroker):
         super().__init__()
         self.inner = complete(inner)
         self.concurrency = self.inner.concurrency  # type: ignore[misc]
+        self.takes_views = self.inner.takes_views  # type: ignore[misc]
         self.calls: list[Record] = []
         self._rules: list[_Rule] = []
         self._gates: list[threading.Event] = []

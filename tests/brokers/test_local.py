@@ -47,7 +47,7 @@ class Calls:
         self.seen: list[tuple[str, str]] = []
         self.failing: dict[str, int] = {}
         self.paths: dict[int, str] = {}
-        for name in ("open", "write", "fsync", "replace", "mkdir", "unlink"):
+        for name in ("open", "write", "fdatasync", "fsync", "replace", "mkdir", "unlink"):
             monkeypatch.setattr(local_module.os, name, self._wrapped(name, getattr(os, name)))
 
     def _wrapped(self, name, original):
@@ -79,7 +79,7 @@ def test_b16_written_synced_renamed_and_the_folder_synced(monkeypatch, broker, r
     temporary = steps[0][1]
     assert steps == [
         ("write", temporary),
-        ("fsync", temporary),
+        ("fdatasync", temporary),
         ("replace", str(root / KEY)),
         ("fsync", str(root / "cs/ab")),
     ]
@@ -107,7 +107,7 @@ def test_without_sync_nothing_waits_for_the_disk(monkeypatch, broker):
     calls = Calls(monkeypatch)
     fast.upload_file(b"bytes", KEY)
     fast.delete_file(KEY)
-    assert "fsync" not in {name for name, _about in calls.seen}
+    assert not {"fsync", "fdatasync"} & {name for name, _about in calls.seen}
 
 
 def test_files_are_the_owners_alone(broker, root):
@@ -116,7 +116,7 @@ def test_files_are_the_owners_alone(broker, root):
     assert stat.S_IMODE((root / "cs").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("step", ["write", "fdatasync", "replace"])
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
@@ -133,7 +133,9 @@ def test_a_failed_step_leaves_nothing(monkeypatch, broker, root, step, number, k
         calls.failing[step] = number
         with pytest.raises(kind):
             broker.upload_file(b"bytes", KEY)
-        assert [name for name, _about in calls.seen].count("fsync") <= 1, "a failed fsync is not tried again"
+        assert [name for name, _about in calls.seen].count("fdatasync") <= 1, (
+            "a failed sync is not tried again"
+        )
     with pytest.raises(NotFound):
         broker.download_file(KEY)
     assert not os.listdir(root / ".tmp") and os.listdir(root / "cs/ab") == ["first"]

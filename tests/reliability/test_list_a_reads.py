@@ -128,7 +128,7 @@ def the_other_strings(content: Content, segment: Segment, held: Objects) -> dict
         key_version=content.key_version,
         wrapped_key=bytes(content.wrapped_key),
     )
-    return {"other": held[other.locator], "next": held[following.locator], "again": sealed.data}
+    return {"other": held[other.locator], "next": held[following.locator], "again": bytes(sealed.data)}
 
 
 @pytest.mark.parametrize("way", ["full", "range", "head"])

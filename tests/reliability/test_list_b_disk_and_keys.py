@@ -33,7 +33,7 @@ class Disk:
         self.folder = "/nowhere"
         self.failing: dict[str, int] = {}
         self.failed: list[tuple[str, int]] = []
-        for name in ("write", "fsync", "replace"):
+        for name in ("write", "fdatasync", "fsync", "replace"):
             monkeypatch.setattr(local_module.os, name, self._wrapped(name, getattr(os, name)))
 
     def _wrapped(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +69,7 @@ def temporary_files(broker: Broker) -> list[str]:
 # -- B14, B15 ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("step", ["write", "fdatasync", "replace"])
 def test_b14_a_disk_that_is_full_in_the_middle_of_a_write(
     local_places: Places, clock: VirtualClock, drive: Drive, disk: Disk, step: str
 ) -> None:
@@ -107,7 +107,7 @@ def test_b15_a_sync_that_failed_is_a_failed_put(
     brokers = [local_places.add(name) for name in "abc"]
     Broker.objects.filter(name="c").update(weight=1e-9)
     drive.keep("before", b"x" * 1000)
-    disk.folder, disk.failing = brokers[0].options["root"], {"fsync": errno.EIO}
+    disk.folder, disk.failing = brokers[0].options["root"], {"fdatasync": errno.EIO}
     drive.keep("meanwhile", os.urandom(1000))
     assert 1 <= len(disk.failed) <= 4, "each try of the put, once"
     assert temporary_files(brokers[0]) == []

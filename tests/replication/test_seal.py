@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import uuid
@@ -14,6 +15,7 @@ from replication.seal import (
     SEGMENT_SIZE,
     TAG_SIZE,
     Sealed,
+    Sealer,
     SealError,
     frame_count,
     frame_span,
@@ -117,7 +119,7 @@ def test_any_change_of_the_frames_is_found() -> None:
 
 def test_frames_of_another_segment_or_key_do_not_open() -> None:
     one, other = make(bytes(FRAME_SIZE)), make(bytes(FRAME_SIZE), position=1)
-    swapped = one.data[:HEADER_SIZE] + other.data[HEADER_SIZE:]
+    swapped = bytes(one.data[:HEADER_SIZE]) + bytes(other.data[HEADER_SIZE:])
     with pytest.raises(SealError):
         open_object(KEY, swapped)
     with pytest.raises(SealError):
@@ -131,3 +133,38 @@ def test_a_cut_at_a_frame_border_is_found() -> None:
     assert list(open_frames(KEY, sealed.header, 0, sealed.data[start : start + length]))
     with pytest.raises(SealError):
         open_object(KEY, sealed.data[: start + length])
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("piece", [1000, FRAME_SIZE - 1, FRAME_SIZE, FRAME_SIZE + 1, 3 * FRAME_SIZE + 7])
+def test_sealed_while_the_bytes_come(known: bool, piece: int) -> None:
+    """However the bytes are cut, and in memory that held another object before."""
+    plain = os.urandom(3 * FRAME_SIZE + 4321)
+    room = bytearray(os.urandom(sealed_size(SEGMENT_SIZE)))
+    sealer = Sealer(
+        KEY, content_id=CONTENT, position=0, offset=0, key_version=3, wrapped_key=b"w" * 60,
+        size=len(plain) if known else None, last=True, room=room,
+    )  # fmt: skip
+    for start in range(0, len(plain), piece):
+        sealer.write(plain[start : start + piece])
+    sealed = sealer.finish(last=True)
+    assert open_object(KEY, sealed.data) == plain
+    assert (len(sealed.data), sealed.checksum) == (
+        sealed_size(len(plain)),
+        hashlib.sha256(sealed.data).hexdigest(),
+    )
+    assert parse_header(sealed.data).last
+
+
+def test_a_sealer_takes_what_was_announced() -> None:
+    def sealer() -> Sealer:
+        return Sealer(
+            KEY, content_id=CONTENT, position=0, offset=0, key_version=3, wrapped_key=b"w" * 60, size=10
+        )
+
+    short, long = sealer(), sealer()
+    short.write(b"123456789")
+    with pytest.raises(ValueError, match="9 bytes came of 10"):
+        short.finish()
+    with pytest.raises(ValueError, match="11 bytes"):
+        long.write(b"12345678901")
