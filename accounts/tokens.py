@@ -13,6 +13,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import Token, User
+from prepared.query import Query, Slot, columns, instances
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,16 @@ PLAIN_PREFIX = "cs_"
 PLAIN_LENGTH = len(PLAIN_PREFIX) + 43
 SHOWN = len(PLAIN_PREFIX) + 6
 USE_NOTED_EVERY = timedelta(minutes=1)
+
+
+_VALID = Query(
+    lambda: (
+        Token.objects.order_by()
+        .filter(Q(expires_at=None) | Q(expires_at__gt=Slot("now", Token, "expires_at")))
+        .filter(digest=Slot("digest", Token, "digest"), revoked_at=None, user__is_active=True)
+        .values_list(*columns(Token), *columns(User, "user__"))
+    )
+)
 
 
 def create(
@@ -63,10 +74,14 @@ def verify(plaintext: str) -> Token | None:
     if len(plaintext) != PLAIN_LENGTH or not plaintext.startswith(PLAIN_PREFIX) or not plaintext.isascii():
         return None
     now = timezone.now()
-    valid = Q(expires_at__isnull=True) | Q(expires_at__gt=now)
-    tokens = Token.objects.select_related("user").filter(valid, revoked_at__isnull=True, user__is_active=True)
-    token = tokens.filter(digest=_digest(plaintext)).first()
-    if token is not None and (token.last_used_at is None or token.last_used_at <= now - USE_NOTED_EVERY):
+    rows = _VALID(digest=_digest(plaintext), now=now)
+    if not rows:
+        return None
+    token: Token
+    user: User
+    token, user = instances(rows[0], Token, User)
+    token.user = user
+    if token.last_used_at is None or token.last_used_at <= now - USE_NOTED_EVERY:
         _note_use(token, now)
     return token
 

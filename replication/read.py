@@ -13,13 +13,15 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from django.db.models import Prefetch
+from django.db.models import QuerySet, Subquery
 
 from brokers.errors import BrokerError, Corrupt, NotFound, Timeout
 from brokers.health import note_failure
 from brokers.models import Broker, Health
-from replication import suspects, transfer
+from prepared.query import Query, Slot
+from replication import suspects, targets, transfer
 from replication.errors import ContentDamaged, ContentUnavailable
 from replication.keys import content_key
 from replication.models import Content, Replica, Segment
@@ -127,16 +129,15 @@ class ContentReader:
 
     def _units(self, start: int, end: int) -> Iterator[_Unit]:
         ramp = iter(RAMP)
-        brokers = {b.pk: b for b in Broker.objects.all()}
-        position, expected = -1, start
+        brokers = targets.known()
+        expected = start
         while expected < end:
-            rows = list(self._rows(expected, end, position))
-            if not rows:
+            segments = self._segments(expected, end)
+            if not segments:
                 raise ContentDamaged("a segment has no row")
-            for segment in rows:
+            for segment in segments:
                 if segment.offset > expected:
                     raise ContentDamaged("a segment has no row")
-                position = segment.position
                 sources = _order(segment, brokers)
                 stop = min(end, segment.offset + segment.size)
                 while expected < stop:
@@ -145,8 +146,8 @@ class ContentReader:
                     unit_end = min(stop, segment.offset + (first + frames) * FRAME_SIZE)
                     last = (unit_end - 1 - segment.offset) // FRAME_SIZE
                     yield _Unit(
-                        segment.pk,
-                        bytes(segment.header),
+                        segment.id,
+                        segment.header,
                         segment.size,
                         first,
                         last,
@@ -156,33 +157,68 @@ class ContentReader:
                     )
                     expected = unit_end
 
-    def _rows(self, start: int, end: int, after: int) -> Iterator[Segment]:
-        good = Replica.objects.filter(
-            state__in=(Replica.State.STORED, Replica.State.SUSPECT, Replica.State.LOST)
+    def _segments(self, start: int, end: int) -> list[_Segment]:
+        """The segments from `start` on, at most ROWS of them, with their replicas."""
+        found: dict[int, _Segment] = {}
+        for segment_id, offset, size, header, *replica in _ROWS(
+            content=self.content.pk, start=start, end=end
+        ):
+            segment = found.get(segment_id)
+            if segment is None:
+                segment = found[segment_id] = _Segment(segment_id, offset, size, bytes(header))
+            if replica[0] is not None:
+                segment.replicas.append(_Replica(*replica))
+        return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Replica:
+    id: int
+    broker_id: int
+    locator: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    id: int
+    offset: int
+    size: int
+    header: bytes
+    replicas: list[_Replica] = field(default_factory=list)
+
+
+def _segment_rows() -> QuerySet[Segment, tuple[Any, ...]]:
+    of_content = Segment.objects.order_by().filter(content=Slot("content", Content, "id"))
+    # All segments but the last are alike in most contents, but a resumed upload may have shorter ones.
+    at_start = of_content.filter(offset__lte=Slot("start", Segment, "offset")).order_by("-position")
+    first = Subquery(at_start.values("position")[:1])
+    return (
+        of_content.filter(
+            position__gte=first, position__lt=first + ROWS, offset__lt=Slot("end", Segment, "offset")
         )
-        rows = self.content.segments.filter(position__gt=after, offset__lt=end)
-        if after < 0:
-            # All segments but the last are alike in most contents, but a resumed upload may have shorter ones.
-            before = (
-                self.content.segments.filter(offset__lte=start).order_by("-position").values("position")[:1]
-            )
-            rows = rows.filter(position__gte=before)
-        return iter(rows.order_by("position").prefetch_related(Prefetch("replicas", good))[:ROWS])
+        .order_by("position")
+        .values_list("id", "offset", "size", "header", *(f"replicas__{name}" for name in _Replica.__slots__))
+    )
 
 
-def _order(segment: Segment, brokers: dict[int, Broker]) -> tuple[_Source, ...]:
+_ROWS = Query(_segment_rows)
+# Those that may still hold the bytes, the least doubtful first.
+_READABLE = (Replica.State.STORED, Replica.State.SUSPECT, Replica.State.LOST)
+
+
+def _order(segment: _Segment, brokers: dict[int, Broker]) -> tuple[_Source, ...]:
     """The replicas of a segment, the likeliest and fastest first. Doubtful ones come last, but they come:
     they verify or they don't."""
 
-    def rank(replica: Replica) -> tuple[bool, int, bool, float]:
+    def rank(replica: _Replica) -> tuple[bool, int, bool, float]:
         broker = brokers[replica.broker_id]
-        doubt = (Replica.State.STORED, Replica.State.SUSPECT, Replica.State.LOST).index(
-            Replica.State(replica.state)
-        )
+        doubt = _READABLE.index(Replica.State(replica.state))
         return (not broker.readable, doubt, broker.health == Health.UNKNOWN, transfer.latency(broker))
 
-    ranked = sorted(segment.replicas.all(), key=rank)
-    return tuple(_Source(r.pk, brokers[r.broker_id], r.locator) for r in ranked if r.locator)
+    # A broker that was added after the brokers were read has nothing that this content waits for.
+    known = [r for r in segment.replicas if r.locator and r.state in _READABLE and r.broker_id in brokers]
+    return tuple(_Source(r.id, brokers[r.broker_id], r.locator) for r in sorted(known, key=rank))
 
 
 class _Fetch:

@@ -10,6 +10,7 @@ from django.conf import settings
 
 from brokers import clock
 from brokers.models import Broker, Health
+from prepared.query import Query, columns, instances
 from replication.models import Policy
 from replication.placement import Target
 
@@ -38,6 +39,14 @@ def target(broker: Broker, now: datetime) -> Target:
         available=broker.available,
         weight=broker.weight,
     )
+
+
+_ALL = Query(lambda: Broker.objects.order_by().values_list(*columns(Broker)))
+
+
+def known() -> dict[int, Broker]:
+    """All brokers as they are now, by id (one query)."""
+    return {broker.pk: broker for row in _ALL() for broker in instances(row, Broker)}
 
 
 def load(brokers: Iterable[Broker] | None = None) -> dict[int, Target]:

@@ -7,11 +7,13 @@ until they commit.
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Q, QuerySet
@@ -20,8 +22,10 @@ from django.http import HttpRequest
 from accounts import audit
 from accounts.models import User
 from brokers import clock
+from prepared.query import Query, Slot, columns, instances
+from replication.models import Content
 from vfs.errors import BadCursor, NameTaken, NodeNotFound, NotAFolder
-from vfs.models import Node
+from vfs.models import Node, Version
 from vfs.names import check_place, join_path, name_key, sort_key, validate_name
 from vfs.paging import Page, decode, page
 
@@ -69,29 +73,50 @@ def find(owner: User, names: Sequence[str]) -> Node | None:
     if not names:
         return root_of(owner)
     above: uuid.UUID | None = None
+    found: Node | None = None
     for start in range(0, len(names), LEVELS):
-        part = names[start : start + LEVELS]
-        last = start + LEVELS >= len(names)
-        found = _descend(owner, above, part, live() if last else Node.objects.filter(trashed_at=None))
+        found = _descend(owner, above, names[start : start + LEVELS])
         if found is None:
             return None
         above = found.pk
     return found
 
 
-def _descend(
-    owner: User, above: uuid.UUID | None, names: Sequence[str], nodes: QuerySet[Node]
-) -> Node | None:
-    where = Q(owner=owner)
+def _descend(owner: User, above: uuid.UUID | None, names: Sequence[str]) -> Node | None:
+    """The node at `names` below the node `above` (None: the owner's root), with its content."""
+    keys = {f"name{i}": name_key(name) for i, name in enumerate(names)}
+    for row in _path(len(names), above is None)(owner=owner.pk, above=above, **keys):
+        return node_of(row)
+    return None
+
+
+@functools.cache
+def _path(count: int, from_root: bool) -> Query:
+    """The query that follows `count` names."""
+    where = Q(owner=Slot("owner", User, "id"))
     prefix = ""
-    for name in reversed(names):
-        where &= Q(**{f"{prefix}name_key": name_key(name), f"{prefix}trashed_at": None})
+    for index in reversed(range(count)):
+        key = Slot(f"name{index}", Node, "name_key")
+        where &= Q(**{f"{prefix}name_key": key, f"{prefix}trashed_at": None})
         prefix += "parent__"
-    if above is None:
-        where &= Q(**{f"{prefix}owner": owner, f"{prefix}parent__isnull": True})
+    if from_root:
+        where &= Q(**{f"{prefix}owner": Slot("owner", User, "id"), f"{prefix}parent__isnull": True})
     else:
-        where &= Q(**{prefix.removesuffix("__"): above})
-    return nodes.filter(where).first()
+        where &= Q(**{prefix.removesuffix("__"): Slot("above", Node, "id")})
+    return Query(lambda: Node.objects.filter(where).values_list(*NODE_COLUMNS))
+
+
+NODE_COLUMNS = [*columns(Node), *columns(Version, "version__"), *columns(Content, "version__content__")]
+
+
+def node_of(row: Sequence[Any]) -> Node:
+    """A node with its version and content, from a row of NODE_COLUMNS."""
+    node: Node
+    node, version, content = instances(row, Node, Version, Content)
+    node.version = version
+    if version is not None:
+        version.content = content
+    return node
 
 
 def resolve(owner: User, names: Sequence[str]) -> Node:
