@@ -85,15 +85,20 @@ def _due() -> QuerySet[Replica]:
 
 
 def _batches(due: QuerySet[Replica]) -> Iterator[Replica]:
-    """Every due replica once, in order, a batch at a time: what was looked at leaves the set, or waits."""
+    """Every due replica once, in order, a batch at a time. What was looked at need not leave the set: the clock
+    may stand still or step back meanwhile."""
     seen: set[int] = set()
-    while True:
-        batch = [r for r in due[:BATCH] if r.pk not in seen]
-        if not batch:
-            return
+    rest = due
+    while batch := list(rest[:BATCH]):
+        at, pk = batch[-1].verified_at, batch[-1].pk
         for replica in batch:
-            seen.add(replica.pk)
-            yield replica
+            if replica.pk not in seen:
+                seen.add(replica.pk)
+                yield replica
+        if at is None:
+            rest = due.filter(Q(verified_at=None, pk__gt=pk) | Q(verified_at__isnull=False))
+        else:
+            rest = due.filter(Q(verified_at=at, pk__gt=pk) | Q(verified_at__gt=at))
 
 
 def _budget(period: timedelta) -> int:

@@ -19,6 +19,7 @@ from replication.keys import content_key
 from replication.models import Content, Event, Replica, Segment
 from replication.seal import FRAME_SIZE, HEADER_SIZE, TAG_SIZE, seal
 from tests.brokers.conftest import faulty
+from tests.kit import counters
 from tests.kit.clock import VirtualClock
 from tests.reliability.kit import Drive, Places, at_rest, findings, on, script, settle
 from tests.replication.kit import Objects
@@ -149,6 +150,7 @@ def test_a4_damage_is_never_served_and_repaired_once(
     segment = content.segments.get(position=0)
     bad = segment.replicas.get(broker=three[0])
     held = Objects(three[0])
+    counters.add(counters.FAULTS)
     instead = DAMAGES[damage](held[bad.locator], the_other_strings(content, segment, held))
     if instead is None:
         del held[bad.locator]
@@ -246,6 +248,7 @@ def test_a5_all_copies_bad_is_said_and_nothing_is_deleted(
     for replica in rows:
         held = places.held(replica.broker)
         kept[replica] = held[replica.locator]
+        counters.add(counters.FAULTS)
         if damage == "gone":
             del held[replica.locator]
         else:

@@ -10,7 +10,7 @@ import pytest
 
 from brokers.health import poll
 from brokers.models import Broker, Health
-from replication import contents, policy, reconcile, scrub
+from replication import contents, policy, reconcile, scrub, suspects
 from replication.collect import collect
 from replication.fsck import check
 from replication.models import Content, Event, Replica, Segment
@@ -116,6 +116,28 @@ def test_scrub_finds_what_nobody_reads(three: list[Broker], how: str, clock: Vir
     assert copies(content) == 2
     assert codes() == set()
     assert scrub.scrub().replicas == 0, "what was just proven is left alone"
+
+
+@pytest.mark.parametrize("step", [-3600, 0, 3600], ids=["steps back", "stands still", "steps on"])
+def test_scrub_reads_everything_once_whatever_the_clock_does(
+    three: list[Broker], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Batches must not end early, or begin anew, because a look at a copy moved its time."""
+    monkeypatch.setattr(scrub, "BATCH", 3)
+    for number in range(10):
+        store(b"%d" % number)
+    Replica.objects.filter(pk__in=[r.pk for r in Replica.objects.all()[:4]]).update(verified_at=None)
+    looked: list[int] = []
+    real = suspects.verify
+
+    def verify(replica: Replica, segment: Segment) -> str:
+        looked.append(replica.pk)
+        clock.advance(seconds=step)
+        return real(replica, segment)
+
+    monkeypatch.setattr(suspects, "verify", verify)
+    assert scrub.scrub(everything=True).replicas == 20
+    assert len(set(looked)) == len(looked) == 20
 
 
 def test_swapped_objects_are_found(three: list[Broker], clock: VirtualClock) -> None:
