@@ -154,13 +154,13 @@ class Sealer:
     """Seals one segment while its bytes come, straight into the memory of the object. Every one draws a fresh salt.
 
     With `size` each frame is encrypted as soon as it is whole. Without, the plain bytes wait at their places until
-    `finish` says how many they are, because every frame is bound to the size. `room`, when given, is the memory
-    to use: at least as long as the object. For one thread."""
+    `finish` says how many they are (at most `most`), because every frame is bound to the size. `room`, when given,
+    is the memory to use: at least as long as the object. For one thread."""
 
     def __init__(self, content_key: bytes, *, content_id: uuid.UUID, position: int, offset: int, key_version: int,
-                 wrapped_key: bytes, size: int | None = None, last: bool = False,
+                 wrapped_key: bytes, size: int | None = None, last: bool = False, most: int = SEGMENT_SIZE,
                  room: bytearray | None = None) -> None:  # fmt: skip
-        most = SEGMENT_SIZE if size is None else size
+        most = most if size is None else size
         if most > SEGMENT_SIZE:
             raise ValueError(f"a segment holds at most {SEGMENT_SIZE} bytes")
         self.size = 0

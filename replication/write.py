@@ -314,6 +314,7 @@ class ContentWriter:
             wrapped_key=bytes(self.content.wrapped_key),
             size=size,
             last=size is not None and self._size + size == self._expected,
+            most=SEGMENT_SIZE,
             room=self._room,
         )
         return self._sealer

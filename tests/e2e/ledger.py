@@ -21,6 +21,10 @@ PATIENCE = 120.0
 BROKEN = (OSError, http.client.HTTPException)
 
 
+class Unreachable(OSError):
+    """Nobody took the connection, so nothing was sent."""
+
+
 @dataclass
 class Entry:
     """One file: what was acknowledged last, and what was sent since without an answer."""
@@ -45,6 +49,10 @@ class Client:
         """-> status and the whole body. Raises OSError or HTTPException for a connection that was cut."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
+            connection.connect()
+        except OSError as error:
+            raise Unreachable from error
+        try:
             connection.request(method, path, body, {**self.headers, **headers})
             answer = connection.getresponse()
             return answer.status, answer.read()
@@ -65,6 +73,7 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self.lock = threading.Lock()
         self.sent = self.acknowledged = self.cut = self.refused = self.reads = self.wrong = 0
+        self.unreachable = self.under_way = 0
         self.statuses: set[int] = set()
 
     def put(self, name: str, data: bytes, *, tries: float = PATIENCE) -> bool:
@@ -77,12 +86,20 @@ class Ledger:
             entry.maybe.add(digest)
             with self.lock:
                 self.sent += 1
+                self.under_way += 1
             try:
                 status, body = self.client.call("PUT", f"/api/v1/files/{name}", data)
+            except Unreachable:
+                with self.lock:
+                    self.unreachable += 1
+                    self.under_way -= 1
             except BROKEN:
                 with self.lock:
                     self.cut += 1
+                    self.under_way -= 1
             else:
+                with self.lock:
+                    self.under_way -= 1
                 if status in (200, 201):
                     assert json.loads(body)["sha256"] == digest
                     entry.acknowledged, entry.size, entry.maybe = digest, len(data), set()

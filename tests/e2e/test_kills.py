@@ -40,6 +40,8 @@ SEED = 20261
 CLIENTS = 20
 # Two small, a middle one; some clients a large one as well.
 UPLOADS = 3
+# A kill waits until so many are between their connection and their answer.
+LEAST_UNDER_WAY = 4
 # What each round kills: one, or several at their own moments.
 ROUNDS: tuple[tuple[str, ...], ...] = (
     ("web process",),
@@ -144,17 +146,23 @@ class Round:
     def run(self, victims: tuple[str, ...]) -> None:
         threads = [threading.Thread(target=self._client, args=(i,), daemon=True) for i in range(CLIENTS)]
         total = CLIENTS * UPLOADS
-        moments = sorted(self.rng.randrange(CLIENTS // 2, total * 3 // 4) for _ in victims)
+        # All clients begin their first at once: later ones fall among bodies that are under way.
+        moments = sorted(self.rng.randrange(CLIENTS + 2, total * 3 // 4) for _ in victims)
         for thread in threads:
             thread.start()
         for moment, victim in zip(moments, victims, strict=True):
             until(lambda m=moment: self.begun >= m or self.errors, f"upload {moment} begins")
+            until(lambda: self._busy() or self.errors, "uploads are under way")
             self.killer.strike(victim)
         for thread in threads:
             thread.join(300)
         assert not any(thread.is_alive() for thread in threads), "a client hangs"
         if self.errors:
             raise self.errors[0]
+
+    def _busy(self) -> bool:
+        """Whether enough is under way, or as much as there will be."""
+        return self.ledger.under_way >= LEAST_UNDER_WAY or self.begun == CLIENTS * UPLOADS
 
     def _client(self, index: int) -> None:
         rng = random.Random(SEED * 100_000 + self.number * 100 + index)
@@ -234,16 +242,20 @@ def test_ten_rounds_of_kills_among_twenty_uploads(running: Product) -> None:
     ledger.read_all_back()
     read = time.monotonic() - began
     print(
-        f"{ledger.sent} uploads sent, {ledger.acknowledged} acknowledged, {ledger.cut} cut, {ledger.refused} "
-        f"refused {ledger.statuses}, {killer.kills} kills, {ledger.reads} reads; {uploads:.0f} s of rounds, "
-        f"at rest after {rest:.0f} s, read back after {read:.0f} s"
+        f"{ledger.sent} uploads sent, {ledger.acknowledged} acknowledged, {ledger.cut} cut, "
+        f"{ledger.unreachable} not taken, {ledger.refused} refused {ledger.statuses}, {killer.kills} kills, "
+        f"{ledger.reads} reads; {uploads:.0f} s of rounds, at rest after {rest:.0f} s, "
+        f"read back after {read:.0f} s"
     )
     assert findings(running, "--full") == []
     assert running.manage_json("quota_recount", "--dry-run")["wrong"] == []
     assert ledger.client.json("/api/v1/account")["usage"]["reserved"] == 0
     print(f"fsck and recount after {time.monotonic() - began:.0f} s")
     assert ledger.acknowledged > CLIENTS * UPLOADS * len(ROUNDS) * 0.8
-    assert ledger.cut > 0, "nothing was under way when it was killed"
+    strikes = sum("web" in " ".join(victims) or "everything" in victims for victims in ROUNDS)
+    assert ledger.cut >= strikes, "too little was under way when it was killed"
+    given_back = [line for line in killer.output() if " is given back" in line]
+    assert given_back, "no upload of a dead process was found and given back"
     bad = unexpected(killer.output())
     assert not bad, "\n".join(bad)
 
