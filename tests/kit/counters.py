@@ -33,7 +33,7 @@ LEAST_FAULTS = 10_000
 _sums: Counter[str] = Counter()
 _names: set[str] = set()
 _lock = threading.Lock()
-PACKAGES = ("accounts", "brokers", "replication", "vfs", "whitelabel", "console", "cloudstore")
+PACKAGES = ("prepared", "accounts", "brokers", "replication", "vfs", "whitelabel", "console", "cloudstore")
 
 
 def add(what: str, count: int = 1) -> None:
