@@ -211,10 +211,16 @@ def _order(segment: _Segment, brokers: dict[int, Broker]) -> tuple[_Source, ...]
     """The replicas of a segment, the likeliest and fastest first. Doubtful ones come last, but they come:
     they verify or they don't."""
 
-    def rank(replica: _Replica) -> tuple[bool, int, bool, float]:
+    def rank(replica: _Replica) -> tuple[bool, int, bool, float, int]:
         broker = brokers[replica.broker_id]
         doubt = _READABLE.index(Replica.State(replica.state))
-        return (not broker.readable, doubt, broker.health == Health.UNKNOWN, transfer.latency(broker))
+        return (
+            not broker.readable,
+            doubt,
+            broker.health == Health.UNKNOWN,
+            transfer.latency(broker),
+            replica.id,
+        )
 
     # A broker that was added after the brokers were read has nothing that this content waits for.
     known = [r for r in segment.replicas if r.locator and r.state in _READABLE and r.broker_id in brokers]

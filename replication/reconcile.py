@@ -190,7 +190,7 @@ def _read_source(segment: Segment) -> bytes | None:
     """The sealed bytes of a segment from the first replica that proves them. What fails on the way becomes
     suspect."""
     sources = segment.replicas.filter(state=State.STORED).select_related("broker")
-    for replica in sorted(sources, key=lambda r: (not r.broker.readable, transfer.latency(r.broker))):
+    for replica in sorted(sources, key=lambda r: (not r.broker.readable, transfer.latency(r.broker), r.pk)):
         try:
             data = transfer.fetch_whole(
                 replica.broker, replica.locator, segment.sealed_size, segment.checksum

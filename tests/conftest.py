@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.db import connection
 
 from brokers import clock as clock_module
 from tests.kit.clock import VirtualClock
@@ -17,8 +18,16 @@ __all__ = ["browser_type_launch_args", "product"]
 pytest_plugins = ["tests.cast", "tests.kit.counters"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, so that a broken change is known early."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fast tests first, so that a broken change is known early; those of another database not at all."""
+    elsewhere = [
+        item
+        for item in items
+        if (mark := item.get_closest_marker("only_on")) and connection.vendor not in mark.args
+    ]
+    if elsewhere:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
     items.sort(key=lambda item: bool(item.get_closest_marker("slow") or item.get_closest_marker("browser")))
 
 

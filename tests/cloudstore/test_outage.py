@@ -81,7 +81,7 @@ def test_a_read_only_database(
     assert client.put("/api/v1/files/b.txt", b"x", content_type="application/octet-stream").status_code == 201
 
 
-@pytest.mark.skipif(not sqlite, reason="PostgreSQL is full only with its disk")
+@pytest.mark.only_on("sqlite")  # PostgreSQL is full only with its disk
 def test_a_full_database(two: list[Broker], put: Put, alice: User, api: Api, expect_log) -> None:
     put(alice, "a.txt", b"hello")
     client = api(alice)

@@ -29,7 +29,8 @@ from brokers.drivers.local import TEMPORARY
 from brokers.models import Broker, Health
 from brokers.names import OBJECT_PREFIX
 from brokers.services import add_broker
-from replication import collect, orphans, policy, reconcile, scrub, snapshots, vault
+from replication import collect, orphans, policy, reconcile, scrub, snapshots, transfer, vault
+from replication import read as read_module
 from replication import write as write_module
 from replication.models import Content, Replica, Segment, Snapshot
 from replication.read import open_content
@@ -273,6 +274,9 @@ def world(root: Path, clock: VirtualClock, settings: Any, monkeypatch: pytest.Mo
     settings.CLOUDSTORE_LOCAL_ROOTS = [root]
     settings.CLOUDSTORE_SNAPSHOT_KEEP = 2
     monkeypatch.setattr(write_module, "SEGMENT_SIZE", SEGMENT)
+    # Who is read from depends on nothing but the rows, so that every run has the same effects.
+    monkeypatch.setattr(transfer, "latency", lambda _broker: 0.0)
+    monkeypatch.setattr(read_module, "PATIENCE", 120.0)
     effects = Effects()
     options = connections["default"].settings_dict["OPTIONS"]
     if "init_command" in options:

@@ -18,7 +18,6 @@ from tests.servers.postgres import Postgres
 from tests.servers.product import Product
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-on_postgres = os.environ.get("DATABASE_URL", "").startswith("postgresql:")
 QUICK = {"CLOUDSTORE_HEALTH_INTERVAL": "5", "CLOUDSTORE_SWEEP_INTERVAL": "3"}
 
 
@@ -48,7 +47,7 @@ def server() -> Iterator[Postgres]:
     server.close()
 
 
-@pytest.mark.skipif(not on_postgres, reason="SQLite is no server")
+@pytest.mark.only_on("postgresql")  # SQLite is no server
 def test_postgresql_killed_and_started_again(server: Postgres) -> None:
     product = Product(DATABASE_URL=server.url, **QUICK)
     try:
@@ -105,7 +104,7 @@ def test_postgresql_killed_and_started_again(server: Postgres) -> None:
         product.close()
 
 
-@pytest.mark.skipif(on_postgres, reason="PostgreSQL has no lock on the whole database")
+@pytest.mark.only_on("sqlite")  # PostgreSQL has no lock on the whole database
 def test_sqlite_locked_by_another_process() -> None:
     """Longer than the time that a writer waits: 503, not 500; reads go on meanwhile."""
     product = Product(CLOUDSTORE_SQLITE_TIMEOUT="2", **QUICK)

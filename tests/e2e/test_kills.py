@@ -194,6 +194,7 @@ EXPECTED = re.compile(
     r"|(WARNING|ERROR) celery\.worker\.consumer\.consumer: .*[Cc]onnect"
     r"|CRITICAL celery\.worker: Unrecoverable error: .*(ConnectionError|'hostname')"
     r"|CRITICAL celery\.worker\.request: Couldn't ack .* reason:.*ConnectionError"
+    r"|ERROR celery\.beat: beat: Connection error: .* Trying again"
     r"|ERROR celery\.bootsteps: Error on stopping .*(ConnectionError|'hostname')"
     r"|ERROR celery\.(worker|concurrency)\S*: .*(SIGKILL|signal 9|WorkerLostError)"
     r"|WARNING py\.warnings: .*CPendingDeprecationWarning"

@@ -83,20 +83,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     faulty.on_fault = lambda: add(FAULTS)
 
 
-class _Collected:
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
     """The controller's half under pytest-xdist: takes over what the processes counted."""
-
-    def pytest_testnodedown(self, node: Any, error: object) -> None:
-        output = getattr(node, "workeroutput", {})
-        for what, count in output.get("sums", {}).items():
-            add(what, count)
-        for name in output.get("names", []):
-            reached(name)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.pluginmanager.hasplugin("dsession"):
-        config.pluginmanager.register(_Collected())
+    output = getattr(node, "workeroutput", {})
+    for what, count in output.get("sums", {}).items():
+        add(what, count)
+    for name in output.get("names", []):
+        reached(name)
 
 
 @pytest.hookimpl(trylast=True)
