@@ -9,6 +9,7 @@ from django.http import HttpRequest
 
 from accounts.address import client_address
 from accounts.models import AuditEvent, User
+from prepared.change import insert
 
 
 def record(
@@ -24,7 +25,7 @@ def record(
     characters), `detail` JSON values and never a secret. `request` gives the address; a DRF request will do.
     """
     known = actor if isinstance(actor, User) else None
-    return AuditEvent.objects.create(
+    event = AuditEvent(
         actor=known,
         actor_name=known.get_username() if known else "",
         action=action,
@@ -32,3 +33,4 @@ def record(
         address=client_address(request) if request is not None else "",
         detail=detail,
     )
+    return insert(event)

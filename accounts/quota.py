@@ -16,10 +16,12 @@ import logging
 from dataclasses import dataclass
 
 from django.db import transaction
-from django.db.models import BigIntegerField, F, OuterRef, Q, Subquery, Value
+from django.db.models import BigIntegerField, F, OuterRef, Subquery, Value
 from django.db.models.functions import Coalesce, Greatest
 
 from accounts.models import DEFAULT_QUOTA, Plan, User
+from prepared.change import Update
+from prepared.query import Slot
 
 logger = logging.getLogger(__name__)
 MAX_BYTES = 2**63 - 1
@@ -53,6 +55,31 @@ def _limit() -> Coalesce:
     return Coalesce(F("quota"), Subquery(plan), Value(DEFAULT_QUOTA), output_field=BigIntegerField())
 
 
+_USER = Slot("user", User, "id")
+_N = Slot("n", User, "reserved")
+_RESERVE = Update(
+    lambda: (
+        User.objects.filter(pk=_USER)
+        .annotate(room=_limit() - _N)
+        .filter(room__gte=F("used") + F("reserved")),
+        {"reserved": F("reserved") + _N},
+    )
+)
+_MOVE = Update(
+    lambda: (
+        User.objects.filter(
+            pk=_USER,
+            reserved__gte=Slot("least_reserved", User, "reserved"),
+            used__gte=Slot("least_used", User, "used"),
+        ),
+        {
+            "reserved": F("reserved") + Slot("reserved", User, "reserved"),
+            "used": F("used") + Slot("used", User, "used"),
+        },
+    )
+)
+
+
 def reserve(user_id: int, n: int) -> None:
     """Sets `n` bytes aside, or raises QuotaExceeded and changes nothing. Atomic under any number of callers.
 
@@ -62,11 +89,8 @@ def reserve(user_id: int, n: int) -> None:
     _not_negative(n)
     if n == 0:
         return
-    if n <= MAX_BYTES:
-        fits = User.objects.filter(pk=user_id).annotate(room=_limit() - n)
-        fits = fits.filter(room__gte=F("used") + F("reserved"))
-        if fits.update(reserved=F("reserved") + n):
-            return
+    if n <= MAX_BYTES and _RESERVE(user=user_id, n=n):
+        return
     now = usage(user_id)
     raise QuotaExceeded(limit=now.limit, used=now.used, reserved=now.reserved, needed=n)
 
@@ -145,10 +169,9 @@ def _not_negative(*numbers: int) -> None:
 def _move(user_id: int, *, reserved: int = 0, used: int = 0) -> bool:
     """Adds to the numbers; False when there is no such user. A number that would become negative was wrong
     before: it becomes 0, and the log says so, because a wrong counter shall not keep a user from deleting."""
-    rows = User.objects.filter(pk=user_id)
-    enough = Q(reserved__gte=-reserved) & Q(used__gte=-used)
-    if rows.filter(enough).update(reserved=F("reserved") + reserved, used=F("used") + used):
+    if _MOVE(user=user_id, reserved=reserved, used=used, least_reserved=-reserved, least_used=-used):
         return True
+    rows = User.objects.filter(pk=user_id)
     changed = rows.update(reserved=Greatest(F("reserved") + reserved, 0), used=Greatest(F("used") + used, 0))
     if changed:
         logger.error("The quota numbers of user %s were too small; run quota_recount", user_id)

@@ -19,7 +19,7 @@ from django.db.models.expressions import Expression
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
+class Value:
     """Stands among the parameters for a value that comes with each call."""
 
     name: str
@@ -33,7 +33,7 @@ class Slot(Expression):
         found = model._meta.get_field(field)
         assert isinstance(found, Field)  # noqa: S101
         super().__init__(output_field=found)
-        self._value = _Value(name, found)
+        self._value = Value(name, found)
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:  # type: ignore[override]
         return "%s", [self._value]
@@ -57,7 +57,7 @@ class Query:
         """All rows. Values are checked no further than the database does."""
         compiled = self._compiled.get(connection.vendor) or self._compile()
         parameters = [
-            p.field.get_db_prep_value(values[p.name], connection) if type(p) is _Value else p
+            p.field.get_db_prep_value(values[p.name], connection) if type(p) is Value else p
             for p in compiled.parameters
         ]
         with connection.cursor() as cursor:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import connection, models
-from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet
 
 from brokers import clock
-from brokers.models import Broker
+from brokers.models import Health
+from prepared.change import Update, insert
+from prepared.query import Query, Slot
 from replication import policy as policies
+from replication import targets
 from replication.errors import StateConflict
 from replication.keys import new_wrapped_key
 from replication.models import Content, Event, Replica, Segment
@@ -23,7 +26,34 @@ def create(copies: int | None = None) -> Content:
     """A new OPEN content with its own random key. Joins the caller's transaction."""
     content_id = uuid.uuid4()
     version, wrapped = new_wrapped_key(content_id)
-    return Content.objects.create(id=content_id, copies=copies, key_version=version, wrapped_key=wrapped)
+    return insert(Content(id=content_id, copies=copies, key_version=version, wrapped_key=wrapped))
+
+
+_ID = Slot("content", Content, "id")
+_SEAL = Update(
+    lambda: (
+        Content.objects.filter(pk=_ID, state=Content.State.OPEN),
+        {
+            "state": Content.State.SEALED,
+            "size": Slot("size", Content, "size"),
+            "sha256": Slot("sha256", Content, "sha256"),
+            "sealed_at": Slot("now", Content, "sealed_at"),
+        },
+    )
+)
+# Of each segment: position, size, and the domains on which it is stored.
+_FACTS = Query(
+    lambda: (
+        Segment.objects.order_by()
+        .filter(content=_ID)
+        .annotate(
+            stored=Count(
+                "replicas__broker__domain", distinct=True, filter=Q(replicas__state=Replica.State.STORED)
+            )
+        )
+        .values_list("position", "size", "stored")
+    )
+)
 
 
 def seal(content_id: uuid.UUID, written: Written) -> None:
@@ -32,19 +62,16 @@ def seal(content_id: uuid.UUID, written: Written) -> None:
     promised; the transaction must then be rolled back."""
     connection.validate_no_broken_transaction()
     written.record()
-    changed = Content.objects.filter(pk=content_id, state=Content.State.OPEN).update(
-        state=Content.State.SEALED, size=written.size, sha256=written.sha256, sealed_at=clock.now()
-    )
+    changed = _SEAL(content=content_id, size=written.size, sha256=written.sha256, now=clock.now())
     if changed != 1:
         raise StateConflict("the upload has expired or was cancelled")
-    stored = Count("replicas__broker__domain", distinct=True, filter=Q(replicas__state=Replica.State.STORED))
-    found = Segment.objects.filter(content=content_id).annotate(stored=stored)
-    facts = found.aggregate(n=Count("pk"), least=Min("stored"), top=models.Max("position"))
-    total = Segment.objects.filter(content=content_id).aggregate(total=Sum("size"))["total"]
-    if (facts["n"], facts["top"], total) != (written.segments, written.segments - 1, written.size):
+    count, total, end = 0, 0, 0
+    for position, size, stored in _FACTS(content=content_id):
+        count, total, end = count + 1, total + size, max(end, position + 1)
+        if stored < written.copies:
+            raise StateConflict("a segment has fewer verified copies than were acknowledged")
+    if (count, end, total) != (written.segments, written.segments, written.size):
         raise StateConflict("the segments do not add up to the content")
-    if facts["least"] < written.copies:
-        raise StateConflict("a segment has fewer verified copies than were acknowledged")
 
 
 def abandon(content_id: uuid.UUID) -> bool:
@@ -118,31 +145,21 @@ def copy_status(content_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, CopyStatus]
     that answer now: a broker in an outage shows at once, though repair waits for its dwell."""
     ids = list(content_ids)
     policy = policies.current()
-    brokers = {b.pk: b for b in Broker.objects.all()}
+    brokers = targets.known()
     answering = [pk for pk, b in brokers.items() if b.readable]
-    good = Q(replicas__state=Replica.State.STORED, replicas__broker__in=answering)
+    # One content is what every upload asks for.
+    one = {"content": ids[0]} if len(ids) == 1 else None
     least: dict[uuid.UUID, int] = {}
     blocked: set[uuid.UUID] = set()
-    rows = (
-        Segment.objects.filter(content__in=ids)
-        .annotate(good=Count("replicas__broker__domain", distinct=True, filter=good))
-        .values_list("content_id", "good", "blocked")
-        .order_by()
-    )
-    for content_id, count, why in rows:
+    for content_id, count, why in _SEGMENTS_OF_ONE(**one) if one else _segments(Q(content__in=ids)):
         least[content_id] = min(least.get(content_id, count), count)
         if why:
             blocked.add(content_id)
     holders: dict[uuid.UUID, list[str]] = {}
-    held = (
-        Replica.objects.filter(segment__content__in=ids, state=Replica.State.STORED, broker__in=answering)
-        .values_list("segment__content_id", "broker__name")
-        .order_by("broker__name")
-        .distinct()
-    )
-    for content_id, name in held:
+    for content_id, name in _HOLDERS_OF_ONE(**one) if one else _holders(Q(segment__content__in=ids)):
         holders.setdefault(content_id, []).append(name)
-    wanted = dict(Content.objects.filter(pk__in=ids).values_list("pk", Coalesce("copies", policy.copies)))
+    copies = _COPIES_OF_ONE(**one) if one else _copies(Q(pk__in=ids))
+    wanted = {content_id: own or policy.copies for content_id, own in copies}
     result = {}
     for content_id, count in wanted.items():
         stored = min(least.get(content_id, 0), count)
@@ -158,3 +175,37 @@ def copy_status(content_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, CopyStatus]
             state = "degraded" if waiting else "catching_up"
         result[content_id] = CopyStatus(count, stored, tuple(holders.get(content_id, ())), state)
     return result
+
+
+def _answers(prefix: str) -> Q:
+    """A broker that answers now: `Broker.readable` as a condition."""
+    others = [health for health in Health.values if health != Health.OFFLINE]
+    return Q(**{f"{prefix}enabled": True, f"{prefix}health__in": others})
+
+
+def _segments(of: Q) -> QuerySet[Segment, tuple[Any, ...]]:
+    """Of each segment: its content, the domains that hold it and answer, and what blocks its repair."""
+    good = Q(replicas__state=Replica.State.STORED) & _answers("replicas__broker__")
+    count = Count("replicas__broker__domain", distinct=True, filter=good)
+    return (
+        Segment.objects.order_by()
+        .filter(of)
+        .annotate(good=count)
+        .values_list("content_id", "good", "blocked")
+    )
+
+
+def _holders(of: Q) -> QuerySet[Replica, tuple[Any, ...]]:
+    """Of each content: the names of the brokers that hold any of it and answer."""
+    rows = Replica.objects.filter(of, _answers("broker__"), state=Replica.State.STORED)
+    names = rows.annotate(content=F("segment__content_id")).values_list("content", "broker__name")
+    return names.order_by("broker__name").distinct()
+
+
+def _copies(of: Q) -> QuerySet[Content, tuple[Any, ...]]:
+    return Content.objects.filter(of).values_list("pk", "copies")
+
+
+_SEGMENTS_OF_ONE = Query(lambda: _segments(Q(content=_ID)))
+_HOLDERS_OF_ONE = Query(lambda: _holders(Q(segment__content=_ID)))
+_COPIES_OF_ONE = Query(lambda: _copies(Q(pk=_ID)))

@@ -6,15 +6,21 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from brokers import clock
+from prepared.query import Query, columns, instances
 from replication.models import Content, Policy
 
 CHANGEABLE = ("copies", "ack_copies", "allow_degraded", "scrub_days")
 
 
+_ROW = Query(lambda: Policy.objects.filter(pk=1).values_list(*columns(Policy)))
+
+
 def current() -> Policy:
     """The policy now (one query). The row is made with its defaults at first use."""
-    found = Policy.objects.filter(pk=1).first()
-    return found or Policy.objects.get_or_create(pk=1)[0]
+    for row in _ROW():
+        (found,) = instances(row, Policy)
+        return found
+    return Policy.objects.get_or_create(pk=1)[0]
 
 
 def held() -> Policy:

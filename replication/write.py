@@ -25,6 +25,8 @@ from brokers.errors import BrokerError, Timeout
 from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
+from prepared.change import Update, insert
+from prepared.query import Slot
 from replication import memory, placement, policy, targets, transfer
 from replication.digest import Digest
 from replication.errors import StateConflict, WriteRefused
@@ -177,33 +179,51 @@ def _record(jobs: Iterable[_Job]) -> None:
     segments, replicas = [], []
     for job in jobs:
         due = now if job.stored() < job.wanted else None
-        segments.append(Segment(pk=job.segment_id, checksum=job.checksum, header=job.header, check_at=due))
-        for put in job.puts:
-            if put.stored:
-                replicas.append(
-                    Replica(
-                        pk=put.replica_id,
-                        state=Replica.State.STORED,
-                        locator=put.locator,
-                        stored_at=now,
-                        verified_at=now,
-                        reason="",
-                    )
-                )
-            else:
-                # The object may exist all the same, so its key stays known until it is surely gone.
-                replicas.append(
-                    Replica(
-                        pk=put.replica_id,
-                        state=Replica.State.DOOMED,
-                        reason=put.failed or "abandoned",
-                        check_at=delete_after(put.failed),
-                    )
-                )
-    Segment.objects.bulk_update(segments, ["checksum", "header", "check_at"])
-    Replica.objects.bulk_update(
-        replicas, ["state", "locator", "stored_at", "verified_at", "reason", "check_at"]
+        segments.append(
+            {"id": job.segment_id, "checksum": job.checksum, "header": job.header, "check_at": due}
+        )
+        replicas += [_outcome(put, now) for put in job.puts]
+    _SEALED.each(segments)
+    _PUT.each(replicas)
+
+
+def _outcome(put: _Put, now: datetime) -> dict[str, Any]:
+    if put.stored:
+        return {
+            "id": put.replica_id,
+            "state": Replica.State.STORED,
+            "locator": put.locator,
+            "at": now,
+            "reason": "",
+            "check_at": None,
+        }
+    # The object may exist all the same, so its key stays known until it is surely gone.
+    return {
+        "id": put.replica_id,
+        "state": Replica.State.DOOMED,
+        "locator": "",
+        "at": None,
+        "reason": put.failed or "abandoned",
+        "check_at": delete_after(put.failed),
+    }
+
+
+_SEALED = Update(
+    lambda: (
+        Segment.objects.filter(pk=Slot("id", Segment, "id")),
+        {name: Slot(name, Segment, name) for name in ("checksum", "header", "check_at")},
     )
+)
+_PUT = Update(
+    lambda: (
+        Replica.objects.filter(pk=Slot("id", Replica, "id")),
+        {
+            **{name: Slot(name, Replica, name) for name in ("state", "locator", "reason", "check_at")},
+            "stored_at": Slot("at", Replica, "stored_at"),
+            "verified_at": Slot("at", Replica, "verified_at"),
+        },
+    )
+)
 
 
 def delete_after(failure: str) -> datetime | None:
@@ -225,7 +245,7 @@ class ContentWriter:
         self._key = content_key(content)
         rules = policy.current()
         self.wanted = policy.copies_of(content, rules)
-        self._brokers = {b.pk: b for b in Broker.objects.all()}
+        self._brokers = targets.known()
         self._targets = targets.load(self._brokers.values())
         self._out: set[int] = set()  # brokers that failed this content
         self.acknowledge = policy.acknowledged_after(self.wanted, rules)
@@ -342,13 +362,14 @@ class ContentWriter:
         with transaction.atomic():
             finished, self._done = self._done, []
             _record(finished)
-            segment = Segment.objects.create(
+            row = Segment(
                 content=self.content,
                 position=self._position,
                 offset=self._size - size,
                 size=size,
                 sealed_size=sealed_size(size),
             )
+            segment = insert(row)
             puts = [self._plan(segment.pk, broker) for broker in chosen]
         self._position += 1
         job = _Job(segment.pk, filled, self.acknowledge, self.wanted)
@@ -357,7 +378,7 @@ class ContentWriter:
 
     def _plan(self, segment_id: int, broker_id: int) -> _Put:
         key = new_object_key()
-        row = Replica.objects.create(segment_id=segment_id, broker_id=broker_id, key=key)
+        row = insert(Replica(segment_id=segment_id, broker_id=broker_id, key=key))
         return _Put(self._brokers[broker_id], key, row.pk)
 
     def _settle(self, job: _Job) -> None:

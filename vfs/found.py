@@ -64,7 +64,7 @@ def keep(owner: User, content: Content, stored_at: datetime, head: bytes) -> Nod
         node = make(
             folder, name, Node.Kind.FILE, id=new_id, version=version, created_at=now, modified_at=stored_at
         )
-        touch(folder)
+        touch(folder.pk)
         quota.charge(owner.pk, content.size)
         audit.record(None, "file.found", new_id, path=f"/{FOLDER}/{name}", size=content.size)
     return node

@@ -31,8 +31,8 @@ def trash(actor: User, owner: User, node_id: uuid.UUID, *, request: HttpRequest 
         changed = Node.objects.filter(pk=node_id, trashed_at=None).update(trashed_at=clock.now())
         if changed != 1:
             raise NodeNotFound
-        if place.node.parent is not None:
-            touch(place.node.parent)
+        if place.node.parent_id is not None:
+            touch(place.node.parent_id)
         audit.record(actor, f"{place.node.kind}.trashed", node_id, request, path=place.path)
 
 
@@ -66,8 +66,8 @@ def purge(actor: User, owner: User, node_id: uuid.UUID, *, request: HttpRequest 
             Node.objects.filter(pk=node_id, trashed_at=None).update(trashed_at=clock.now())
             doomed = _leaves(node_id)
             removed = _remove(owner, doomed)
-            if first and node.parent is not None:
-                touch(node.parent)
+            if first and node.parent_id is not None:
+                touch(node.parent_id)
             audit.record(
                 actor,
                 f"{node.kind}.purged",

@@ -22,6 +22,7 @@ from django.http import HttpRequest
 from accounts import audit
 from accounts.models import User
 from brokers import clock
+from prepared.change import Update, insert
 from prepared.query import Query, Slot, columns, instances
 from replication.models import Content
 from vfs.errors import BadCursor, NameTaken, NodeNotFound, NotAFolder
@@ -47,15 +48,16 @@ class Place:
 
 def root_of(owner: User) -> Node:
     """The owner's top folder, made at first use. Safe under any number of callers."""
-    root = Node.objects.filter(owner=owner, parent=None).first()
-    return root or Node.objects.get_or_create(owner=owner, parent=None, kind=Node.Kind.FOLDER)[0]
+    for row in _ROOT(owner=owner.pk):
+        return node_of(row)
+    return Node.objects.get_or_create(owner=owner, parent=None, kind=Node.Kind.FOLDER)[0]
 
 
 @contextmanager
 def locked(owner_id: int) -> Iterator[None]:
     """A transaction that holds the lock of this owner's tree. It must be the first lock that it takes."""
     with transaction.atomic():
-        if not Node.objects.filter(owner=owner_id, parent=None).update(trashed_at=None):
+        if not _LOCK(owner=owner_id):
             raise NodeNotFound
         yield
 
@@ -106,6 +108,7 @@ def _path(count: int, from_root: bool) -> Query:
     return Query(lambda: Node.objects.filter(where).values_list(*NODE_COLUMNS))
 
 
+_OWNER = Slot("owner", User, "id")
 NODE_COLUMNS = [*columns(Node), *columns(Version, "version__"), *columns(Content, "version__content__")]
 
 
@@ -117,6 +120,25 @@ def node_of(row: Sequence[Any]) -> Node:
     if version is not None:
         version.content = content
     return node
+
+
+_ID = Slot("node", Node, "id")
+_ROOT = Query(lambda: Node.objects.filter(owner=_OWNER, parent=None).values_list(*NODE_COLUMNS))
+_CHILD = Query(
+    lambda: Node.objects.filter(
+        parent=Slot("parent", Node, "id"), name_key=Slot("name", Node, "name_key"), trashed_at=None
+    ).values_list(*NODE_COLUMNS)
+)
+_BY_ID = Query(lambda: Node.objects.filter(pk=_ID).values_list(*NODE_COLUMNS))
+_LOCK = Update(lambda: (Node.objects.filter(owner=_OWNER, parent=None), {"trashed_at": None}))
+_TOUCH = Update(lambda: (Node.objects.filter(pk=_ID), {"modified_at": Slot("now", Node, "modified_at")}))
+
+
+def by_id(node_id: uuid.UUID) -> Node | None:
+    """A node, visible or not, of whomever."""
+    for row in _BY_ID(node=node_id):
+        return node_of(row)
+    return None
 
 
 def resolve(owner: User, names: Sequence[str]) -> Node:
@@ -151,7 +173,9 @@ def deepest(owner: User, names: Sequence[str]) -> tuple[Node, int]:
 
 def child_of(folder: Node, name: str) -> Node | None:
     """The live node of this (valid) name in a folder."""
-    return live().filter(parent=folder, name_key=name_key(name)).first()
+    for row in _CHILD(parent=folder.pk, name=name_key(name)):
+        return node_of(row)
+    return None
 
 
 def children(folder: Node, *, cursor: str | None = None, limit: int = 200) -> Page:
@@ -193,8 +217,7 @@ def make(parent: Node, name: str, kind: str, **fields: object) -> Node:
         sort_key=sort_key(name),
         **fields,
     )
-    node.save(force_insert=True)
-    return node
+    return insert(node)
 
 
 def ensure_folders(parent: Node, names: Sequence[str]) -> Node:
@@ -230,6 +253,6 @@ def create_folder(
     return folder
 
 
-def touch(folder: Node) -> None:
+def touch(folder_id: uuid.UUID) -> None:
     """A node in this folder came or went."""
-    Node.objects.filter(pk=folder.pk).update(modified_at=clock.now())
+    _TOUCH(node=folder_id, now=clock.now())

@@ -24,6 +24,8 @@ from accounts.models import User
 from brokers import clock
 from brokers.driver import Buffer
 from brokers.failpoint import reach
+from prepared.change import Delete, insert
+from prepared.query import Query, Slot, columns, instances
 from replication import contents, tasks
 from replication.errors import StateConflict
 from replication.write import ContentWriter, Written
@@ -33,13 +35,27 @@ from vfs.conditions import Conditions
 from vfs.errors import AccountClosed, DigestMismatch, IsAFolder, ParentGone, SizeMismatch
 from vfs.models import Node, Upload, Version
 from vfs.names import check_place, join_path, validate_name
-from vfs.tree import child_of, deepest, ensure_folders, locked, make, root_of, touch
+from vfs.tree import by_id, child_of, deepest, ensure_folders, locked, make, root_of, touch
 
 log = logging.getLogger(__name__)
 
 # Uploads of unknown size reserve quota in such steps.
 STEP = 16 * 1024 * 1024
 HEARTBEAT = 60.0
+
+
+_HOLD_FOLDER = Query(
+    lambda: Node.objects.select_for_update(no_key=True).filter(pk=Slot("node", Node, "id")).values_list("id")
+)
+_HOLD_UPLOAD = Query(
+    lambda: (
+        Upload.objects.select_for_update()
+        .filter(pk=Slot("upload", Upload, "id"))
+        .values_list(*columns(Upload))
+    )
+)
+_END_UPLOAD = Delete(lambda: Upload.objects.filter(pk=Slot("upload", Upload, "id")))
+_ACTIVE = Query(lambda: User.objects.filter(pk=Slot("user", User, "id"), is_active=True).values_list("id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +139,11 @@ class FileUpload:
         now = clock.now()
         owner = target.owner
         with transaction.atomic():
-            parent = Node.objects.select_for_update(no_key=True).filter(pk=target.parent.pk).first()
-            if parent is None:
+            if not _HOLD_FOLDER(node=target.parent.pk):
                 raise ParentGone
             quota.reserve(owner.pk, self._reserved)
             content = contents.create(owner.plan.copies if owner.plan else None)
-            self.row = Upload.objects.create(
+            row = Upload(
                 owner=owner,
                 parent=target.parent,
                 path="/".join(target.names),
@@ -138,6 +153,7 @@ class FileUpload:
                 holder=holder.current(),
                 expires_at=now + settings.CLOUDSTORE_UPLOAD_EXPIRY,
             )
+            self.row = insert(row)
         self._beat_at = clock.monotonic() + _heartbeat()
         try:
             self._writer = ContentWriter(content, size=size)
@@ -252,8 +268,7 @@ def commit_all(uploads: Sequence[FileUpload]) -> list[Outcome]:
         return []
     owner = uploads[0].target.owner
     with locked(owner.pk):
-        people = {owner.pk} | {u.actor.pk for u in uploads}
-        if User.objects.filter(pk__in=people, is_active=True).count() != len(people):
+        if any(not _ACTIVE(user=pk) for pk in {owner.pk} | {u.actor.pk for u in uploads}):
             raise AccountClosed
         outcomes = [_commit(upload) for upload in uploads]
     reach("upload.committed")
@@ -269,14 +284,17 @@ def _commit(upload: FileUpload) -> Outcome:
     written = upload.written
     if written is None:
         raise StateConflict("the upload is not complete")
-    row = Upload.objects.select_for_update().filter(pk=upload.row.pk).first()
-    if row is None:
+    rows = _HOLD_UPLOAD(upload=upload.row.pk)
+    if not rows:
         raise StateConflict("the upload has expired or was cancelled")
-    if row.parent is None or not visible(row.parent):
+    row: Upload
+    (row,) = instances(rows[0], Upload)
+    parent = by_id(row.parent_id) if row.parent_id else None
+    if parent is None or not visible(parent):
         raise ParentGone
-    row.delete()
+    _END_UPLOAD(upload=row.pk)
     *folders, name = upload.target.names
-    folder = ensure_folders(row.parent, folders)
+    folder = ensure_folders(parent, folders)
     node = child_of(folder, name)
     if node is not None and node.is_folder:
         raise IsAFolder
@@ -306,16 +324,17 @@ def _place(
         version = Version(content_id=content_id, number=1, created_by=upload.actor, created_at=now)
         new_id = uuid.uuid4()
         version.node_id = new_id
-        version.save(force_insert=True)
+        insert(version)
         node = make(folder, name, Node.Kind.FILE, id=new_id, version=version, created_at=now, modified_at=now)
-        touch(folder)
+        touch(folder.pk)
     else:
         number = (node.versions.aggregate(most=Max("number"))["most"] or 0) + 1
         version = Version.objects.create(
             node=node, content_id=content_id, number=number, created_by=upload.actor, created_at=now
         )
         Node.objects.filter(pk=node.pk).update(version=version, modified_at=now)
-    fresh = Node.objects.select_related("version__content").get(pk=node.pk)
+    fresh = by_id(node.pk)
+    assert fresh is not None  # noqa: S101
     return fresh, version
 
 
