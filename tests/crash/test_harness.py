@@ -12,6 +12,7 @@ from brokers.models import Broker
 from brokers.open import open_broker
 from replication.models import Replica
 from tests.crash.world import DATA, World
+from tests.kit import counters
 from tests.kit.effects import DATABASE, Effect, Fault, How, When, fork
 
 KEY = "cs/aa/" + "a" * 32
@@ -91,7 +92,9 @@ def test_the_oracle_names_what_is_planted(world: World) -> None:
     path, replica = world.object_of("one")
 
     def told() -> str:
-        found = "\n".join(world.complaints(state))
+        with counters.apart() as sums:
+            found = "\n".join(world.complaints(state))
+        assert bool(sums[counters.LOST]) == ("the drive is" in found)
         world.restore(saved)
         assert world.complaints(state) == []
         return found

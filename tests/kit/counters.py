@@ -14,6 +14,8 @@ import os
 import re
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -50,6 +52,17 @@ def value(what: str) -> int:
     """The sum so far, of this process."""
     with _lock:
         return _sums[what]
+
+
+@contextmanager
+def apart() -> Iterator[Counter[str]]:
+    """Inside, sums are counted anew and not for the suite: for tests that plant a loss."""
+    global _sums
+    before, _sums = _sums, Counter()
+    try:
+        yield _sums
+    finally:
+        _sums = before
 
 
 def failpoints() -> set[str]:
