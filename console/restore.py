@@ -61,6 +61,7 @@ def restore(file: IO[bytes], manifest: Manifest) -> dict[str, int]:
             f"{REBUILT} snapshot {manifest.number} of {manifest.created_at[:19]}, and brokers may hold newer files",
         )
         reach("restore.inserted")
+    _analyze()
     return counts
 
 
@@ -125,6 +126,14 @@ def _maker(label: str, names: list[str]) -> tuple[type[models.Model], Any]:
         return model(**{name: None if value is None else take(value) for name, take, value in given})
 
     return model, make
+
+
+def _analyze() -> None:
+    """Tell PostgreSQL how many rows there are now: until it looks by itself, it plans for empty tables. SQLite
+    plans without such figures."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE")
 
 
 def _set_sequences(tables: list[type[models.Model]]) -> None:

@@ -12,7 +12,7 @@ from replication import transfer
 # Smaller pieces are hashed at once: another thread costs more than it spares.
 SMALL = 64 * 1024
 # How many bytes the other thread may lie behind.
-BEHIND = 2 * 1024 * 1024
+BEHIND = 1024 * 1024
 # Seconds that the caller waits for it before it helps, because the pool may have no thread free.
 PATIENCE = 0.1
 

@@ -10,7 +10,7 @@ WHOLE = sealed_size(SEGMENT_SIZE)
 # Below this much, memory of just the right size is quick enough.
 SMALL = 256 * 1024
 # Objects' worth of memory that is kept while nobody needs it.
-KEPT = 8
+KEPT = 4
 
 _lock = threading.Lock()
 _idle: list[bytearray] = []

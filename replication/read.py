@@ -29,10 +29,10 @@ from replication.seal import FRAME_SIZE, SealError, frame_span, open_frames
 
 # Units fetched before the reader asks for them.
 READ_AHEAD = 3
-# Frames of the first units, and of all later ones: a small first one answers soon, and 2 MiB at a time keep the
-# memory of a download near 16 MiB while a distant broker still streams.
-RAMP = (1, 4)
-UNIT_FRAMES = 8
+# Frames of the first units, and of all later ones: a small first one answers soon, and 1 MiB at a time keep the
+# memory of a download near 8 MiB while a distant broker still streams.
+RAMP = (1, 2)
+UNIT_FRAMES = 4
 # How many segments' rows are loaded at once.
 ROWS = 32
 # How long one replica is waited for alone, in seconds and in times of what its broker lately took.

@@ -36,8 +36,8 @@ from replication.seal import SEGMENT_SIZE, Sealed, Sealer, sealed_size
 
 # Segments of one content whose puts are under way while the next one fills.
 WINDOW = 3
-# The same over all contents of this process: each holds one object (8 MiB).
-PROCESS_WINDOW = 8
+# The same over all contents of this process: each holds one object (8 MiB), beside the one that each content fills.
+PROCESS_WINDOW = 4
 
 # How long a put that timed out may still be under way at the provider.
 LATE_PUT = timedelta(minutes=5)
