@@ -29,10 +29,10 @@ from replication.seal import FRAME_SIZE, SealError, frame_span, open_frames
 
 # Units fetched before the reader asks for them.
 READ_AHEAD = 3
-# Frames of the first units, and of all later ones: a small first one answers soon, and 1 MiB at a time keep the
-# memory of a download near 8 MiB while a distant broker still streams.
-RAMP = (1, 2)
-UNIT_FRAMES = 4
+# Frames of the first units, and of all later ones: a small first one answers soon, and 2 MiB at a time keep the
+# memory of a download near 16 MiB while a distant broker still streams.
+RAMP = (1, 4)
+UNIT_FRAMES = 8
 # How many segments' rows are loaded at once.
 ROWS = 32
 # How long one replica is waited for alone, in seconds and in times of what its broker lately took.
@@ -76,7 +76,7 @@ class ContentReader:
         self.sha256 = content.sha256
         self._key = content_key(content)
 
-    def stream(self, start: int = 0, end: int | None = None) -> Iterator[memoryview]:
+    def stream(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The plain bytes `start..end` (end exclusive, None for the content's end), in verified pieces of at
         most 256 KiB. The first piece is fetched by this call, so that a failure is known before anything is
         answered.
@@ -92,13 +92,13 @@ class ContentReader:
         pieces = self._pieces(start, end)
         first = next(pieces)
 
-        def chain() -> Iterator[memoryview]:
+        def chain() -> Iterator[bytes]:
             yield first
             yield from pieces
 
         return chain()
 
-    def _pieces(self, start: int, end: int) -> Iterator[memoryview]:
+    def _pieces(self, start: int, end: int) -> Iterator[bytes]:
         units = self._units(start, end)
         running: deque[tuple[_Unit, _Fetch]] = deque()
         try:
@@ -112,7 +112,7 @@ class ContentReader:
             for _unit, fetch in running:
                 fetch.cancel()
 
-    def _open(self, unit: _Unit, fetch: _Fetch) -> Iterator[memoryview]:
+    def _open(self, unit: _Unit, fetch: _Fetch) -> Iterator[bytes]:
         fetched = fetch.result()
         for source, error in fetched.failures:
             _note(source, error)
@@ -120,7 +120,7 @@ class ContentReader:
             raise _failure(unit, [error for _source, error in fetched.failures])
         skip, left = unit.skip, unit.take
         for frame in fetched.frames:
-            piece = memoryview(frame)[skip : skip + left]
+            piece = frame[skip : skip + left]  # the same object where it is all of it
             skip = 0
             left -= len(piece)
             yield piece
