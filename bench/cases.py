@@ -275,6 +275,8 @@ def memory(bench: Bench) -> None:
         if type(peer) is not CloudStore:
             continue
         bench.make_folder(peer, "many")
+        peer.processes.stop()  # what earlier cases left in the memory of the process is not of these uploads
+        peer.serve()
         os.sync()
         pids = peer.web_pids()
         reset_peaks(pids)
