@@ -268,6 +268,8 @@ class GoogleCloudBroker(CloudBroker):
             _http=session,
             client_options={"api_endpoint": self.options.get("endpoint_url") or ENDPOINT},
         )
+        # Else the SDK asks for the bucket's description beside the first calls, in threads of its own, for its traces.
+        client._bucket_metadata_cache = None
         return client.bucket(self.options["bucket"], user_project=self.options.get("project") or None)
 
     def _once(self) -> dict[str, Any]:
