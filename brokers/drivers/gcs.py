@@ -176,7 +176,7 @@ class GoogleCloudBroker(CloudBroker):
         the listing means that the object is not there, and that the bucket is."""
         key = self._key(storage_path)
         with self._errors():
-            for page in self._pages(prefix=key, versions=True, fields=VERSIONS):
+            for page in self._pages(prefix=key, versions="true", fields=VERSIONS):
                 for blob in page:
                     if blob.name != key:
                         return  # sorted by name: the shortest comes first

@@ -398,7 +398,7 @@ def test_a_service_account_signs_its_own_tokens(server, service_key):
     broker = GoogleCloudBroker({**plain, **secrets})
     server.answers = [EMPTY]
     assert list(broker.list_files()) == []
-    scheme, token = server.requests[0][2]["Authorization"].split()
+    scheme, token = server.requests[0][2]["authorization"].split()
     claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
     assert scheme == "Bearer" and claims["iss"] == MAIL and claims["scope"] == gcs_module.SCOPE
     assert CANARY not in f"{broker!r} {broker}"
