@@ -255,9 +255,9 @@ class GoogleCloudBroker(CloudBroker):
 
             credentials, _project = google.auth.default(scopes=[SCOPE])
         else:
-            credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
+            credentials = AnonymousCredentials()
         # No second try after a 401, and no way to another address than the operator's.
-        session = AuthorizedSession(credentials, max_refresh_attempts=0, auth_request=Request())  # type: ignore[no-untyped-call]
+        session = AuthorizedSession(credentials, max_refresh_attempts=0, auth_request=Request())
         session.max_redirects = 0
         session.hooks["response"].append(_check_range)
         for scheme in ("https://", "http://"):

@@ -235,7 +235,7 @@ class StorageBroker(CloudBroker):
 
     def _new(self) -> Any:
         try:
-            storage = self._cls(**self._arguments)
+            storage: Any = self._cls(**self._arguments)
         except (ImproperlyConfigured, TypeError, ValueError, KeyError) as error:
             # Their messages may quote an option.
             raise Misconfigured(

