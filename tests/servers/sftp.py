@@ -70,7 +70,16 @@ def run_sftp() -> Iterator[SftpServer]:
                 *(rclone_binary(), "serve", "sftp", str(served), "--addr", f"127.0.0.1:{port}"),
                 *("--user", USER, "--pass", PASSWORD, "--config", str(top / "none.conf")),
                 # Without these, names are believed for minutes after somebody else changed them.
-                *("--vfs-cache-mode", "writes", "--vfs-write-back", "0s", "--dir-cache-time", "0s", "--cache-dir", str(top / "cache")),
+                *(
+                    "--vfs-cache-mode",
+                    "off",
+                    "--dir-cache-time",
+                    "0s",
+                    "--buffer-size",
+                    "0",
+                    "--cache-dir",
+                    str(top / "cache"),
+                ),
             ],
             cwd=top,
             env={**os.environ, "HOME": str(top)},
