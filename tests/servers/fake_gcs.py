@@ -19,8 +19,12 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 START_SECONDS = 30
+CANARY = "key-id-canary"
+MAIL = "drive@example.iam.gserviceaccount.com"
 
 
 @dataclass(frozen=True)
@@ -113,3 +117,23 @@ def fake_gcs() -> Iterator[GcsServer]:
     """One server for each test process."""
     with run_fake_gcs() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def service_key() -> str:
+    """What Google Cloud gives for a service account, with a key of our own."""
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return json.dumps(
+        {
+            "type": "service_account",
+            "project_id": "example",
+            "private_key_id": CANARY,
+            "private_key": pem.decode(),
+            "client_email": MAIL,
+            "token_uri": "https://oauth2.googleapis.com/token",
+        },
+        indent=2,
+    )
