@@ -13,15 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from django import forms
 
-from brokers import clock
 from brokers.driver import MAX_OBJECT_SIZE, CloudBroker, StorageInfo, StoredFile
+from brokers.endpoint import clean_endpoint, clean_prefix, retry_after
 from brokers.errors import (
     BrokerError,
     ClockSkewed,
@@ -130,25 +127,10 @@ class S3Options(forms.Form):
     )
 
     def clean_endpoint_url(self) -> str:
-        url = str(self.cleaned_data["endpoint_url"]).rstrip("/")
-        try:
-            parts = urlsplit(url)
-            usable = not url or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-        except ValueError:
-            usable = False
-        if not usable:
-            raise forms.ValidationError("Give an address like https://s3.example.com.")
-        if url and _never_a_provider(parts.hostname or ""):
-            raise forms.ValidationError("No provider lives at this address.")
-        if url and (parts.username or parts.password or parts.query or parts.fragment):
-            raise forms.ValidationError("Credentials and parameters do not belong into the address.")
-        return url
+        return clean_endpoint(str(self.cleaned_data["endpoint_url"]), "https://s3.example.com")
 
     def clean_prefix(self) -> str:
-        prefix = str(self.cleaned_data["prefix"]).strip("/")
-        if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
-            raise forms.ValidationError("A prefix has no empty parts and no dots alone.")
-        return prefix
+        return clean_prefix(str(self.cleaned_data["prefix"]))
 
 
 class S3Broker(CloudBroker):
@@ -347,17 +329,6 @@ class S3Broker(CloudBroker):
             self._client.head_bucket(Bucket=self._bucket)
 
 
-def _never_a_provider(host: str) -> bool:
-    """Addresses that reach something else than storage, such as a cloud's metadata service. Private addresses
-    are fine: many operators run their own S3 server."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_link_local or address.is_unspecified or address.is_multicast
-
-
 def _stay_here(params: Any, context: dict[str, Any], **_more: Any) -> None:
     """Keep the SDK from following redirects to other regions: it asks again without end where a provider answers
     each question with one, and credentials go nowhere else than where the operator said."""
@@ -384,22 +355,8 @@ def _named(response: Mapping[str, Any]) -> BrokerError:
     if kind is Misconfigured and status == 501:
         text = "the provider does not know this call"
     if kind is RateLimited:
-        return RateLimited(text, _retry_after(about.get("HTTPHeaders", {}).get("retry-after")))
+        return RateLimited(text, retry_after(about.get("HTTPHeaders", {}).get("retry-after")))
     return kind(text)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, from a number or a date."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - clock.now()).total_seconds())
-    except (ValueError, TypeError):
-        return None
 
 
 def _utc(value: Any) -> datetime | None:
