@@ -156,6 +156,7 @@ class S3Broker(CloudBroker):
     label = "S3-compatible bucket"
     OptionsForm = S3Options
     secret_options = frozenset({"secret_key"})
+    list_page = 1000
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
@@ -257,7 +258,9 @@ class S3Broker(CloudBroker):
     def list_files(self, path: str = "") -> Iterator[StoredFile]:
         with self._errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + path
+                Bucket=self._bucket,
+                Prefix=self._prefix + path,
+                PaginationConfig={"PageSize": self.list_page},
             )
             for page in pages:
                 _check_listing(page)
