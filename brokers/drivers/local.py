@@ -213,13 +213,12 @@ class LocalBroker(CloudBroker):
 
     def tidy(self, folder: str) -> None:
         *above, name = _parts(folder)
-        with self._errors(writing=True), self._root_fd() as root:
-            with suppress(FileNotFoundError):
-                parent = self._enter(root, above)
-                try:
-                    self._remove_empty(parent, name)
-                finally:
-                    os.close(parent)
+        with self._errors(writing=True), self._root_fd() as root, suppress(FileNotFoundError):
+            parent = self._enter(root, above)
+            try:
+                self._remove_empty(parent, name)
+            finally:
+                os.close(parent)
 
     # -- below it -----------------------------------------------------------------------------------------
 
@@ -341,7 +340,7 @@ class LocalBroker(CloudBroker):
         folder = os.open(name, _FOLDER, dir_fd=parent)
         try:
             about = os.fstat(folder)
-            for entry in os.listdir(folder):
+            for entry in os.listdir(folder):  # noqa: PTH208 - a descriptor is no path
                 with suppress(NotADirectoryError, FileNotFoundError):
                     self._remove_empty(folder, entry)
         finally:

@@ -13,14 +13,11 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from django import forms
 
-from brokers import clock
+from brokers import endpoint
 from brokers.driver import MAX_OBJECT_SIZE, CloudBroker, StorageInfo, StoredFile
 from brokers.errors import (
     BrokerError,
@@ -130,25 +127,10 @@ class S3Options(forms.Form):
     )
 
     def clean_endpoint_url(self) -> str:
-        url = str(self.cleaned_data["endpoint_url"]).rstrip("/")
-        try:
-            parts = urlsplit(url)
-            usable = not url or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-        except ValueError:
-            usable = False
-        if not usable:
-            raise forms.ValidationError("Give an address like https://s3.example.com.")
-        if url and _never_a_provider(parts.hostname or ""):
-            raise forms.ValidationError("No provider lives at this address.")
-        if url and (parts.username or parts.password or parts.query or parts.fragment):
-            raise forms.ValidationError("Credentials and parameters do not belong into the address.")
-        return url
+        return endpoint.clean_endpoint(str(self.cleaned_data["endpoint_url"]), "https://s3.example.com")
 
     def clean_prefix(self) -> str:
-        prefix = str(self.cleaned_data["prefix"]).strip("/")
-        if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
-            raise forms.ValidationError("A prefix has no empty parts and no dots alone.")
-        return prefix
+        return endpoint.clean_prefix(str(self.cleaned_data["prefix"]))
 
 
 class S3Broker(CloudBroker):
@@ -163,14 +145,13 @@ class S3Broker(CloudBroker):
         from botocore.config import Config
         from storages.backends.s3 import S3Storage
 
-        endpoint = self.options.get("endpoint_url") or None
         storage = S3Storage(
             bucket_name=self.options["bucket"],
             access_key=self.options["access_key"],
             secret_key=self.options["secret_key"],
             security_token=None,
             session_profile=None,
-            endpoint_url=endpoint,
+            endpoint_url=self.options.get("endpoint_url") or None,
             region_name=self.options.get("region") or "us-east-1",
             client_config=Config(
                 signature_version="s3v4",
@@ -186,6 +167,7 @@ class S3Broker(CloudBroker):
         )
         # One client for all threads; the storage would make a session per thread.
         self._client = storage.connection.meta.client
+        endpoint.guard_botocore(self._client)
         self._client.meta.events.register_last("before-parameter-build.s3", _stay_here)
         self._bucket = storage.bucket_name
         prefix = str(self.options.get("prefix") or "")
@@ -222,7 +204,7 @@ class S3Broker(CloudBroker):
                     # Never more than was asked for, whatever the provider sends.
                     data: bytes = body.read((MAX_OBJECT_SIZE if whole else most) + 1)
         except RangeError:
-            if start == 0:
+            if start == 0 and arguments:
                 return b""  # any range of an empty object is refused; from 0 it is just empty
             raise
         if len(data) < min(most, int(answer.get("ContentLength", 0))):
@@ -340,6 +322,8 @@ class S3Broker(CloudBroker):
         except sdk.SSLError as error:
             raise Unavailable("no trusted TLS connection to the provider") from error
         except sdk.BotoCoreError as error:
+            if refused := endpoint.refusal(error):
+                raise refused from error
             raise Unavailable(f"no proper answer from the provider ({type(error).__name__})") from error
         except (OSError, ValueError) as error:
             # ValueError: an answer that is not S3's at all, where botocore does not notice itself.
@@ -348,17 +332,6 @@ class S3Broker(CloudBroker):
     def _confirm_bucket(self) -> None:
         with self._errors():
             self._client.head_bucket(Bucket=self._bucket)
-
-
-def _never_a_provider(host: str) -> bool:
-    """Addresses that reach something else than storage, such as a cloud's metadata service. Private addresses
-    are fine: many operators run their own S3 server."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_link_local or address.is_unspecified or address.is_multicast
 
 
 def _stay_here(params: Any, context: dict[str, Any], **_more: Any) -> None:
@@ -387,22 +360,8 @@ def _named(response: Mapping[str, Any]) -> BrokerError:
     if kind is Misconfigured and status == 501:
         text = "the provider does not know this call"
     if kind is RateLimited:
-        return RateLimited(text, _retry_after(about.get("HTTPHeaders", {}).get("retry-after")))
+        return RateLimited(text, endpoint.retry_after(about.get("HTTPHeaders", {}).get("retry-after")))
     return kind(text)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, from a number or a date."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - clock.now()).total_seconds())
-    except (ValueError, TypeError):
-        return None
 
 
 def _utc(value: Any) -> datetime | None:
