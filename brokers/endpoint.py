@@ -92,19 +92,11 @@ def _refused(address: Address) -> bool:
     for form in _forms(address):
         if form in METADATA or form.is_link_local or form.is_unspecified or form.is_multicast:
             return True
-        if (
-            form.is_reserved
-            and not form.is_loopback
-            and not (form is address and form.version == 6 and _embeds(form))
-        ):
+        if form.version == 4 and form.is_reserved:
             return True
         if not settings.CLOUDSTORE_PRIVATE_ENDPOINTS and not form.is_global:
             return True
     return False
-
-
-def _embeds(address: Address) -> bool:
-    return len(_forms(address)) > 1
 
 
 def _forms(address: Address) -> list[Address]:
@@ -124,7 +116,9 @@ def guarded(pool: Any) -> Any:
     that is refused raises Misconfigured out of the request, which an SDK may wrap."""
     from urllib3.exceptions import NameResolutionError, NewConnectionError
 
-    class Connection(pool.ConnectionCls):  # type: ignore[misc]
+    class Connection(pool.ConnectionCls):
+        _dns_host: str
+
         def _new_conn(self) -> Any:
             name = self._dns_host
             try:
