@@ -60,6 +60,11 @@ class CloudBroker:
     concurrency: ClassVar[int] = 8
     # Whether `upload_file` takes any bytes-like object, and keeps none of it when it has returned. Else it gets bytes.
     takes_views: ClassVar[bool] = False
+    # Promises of the contract that this kind of place cannot keep: name of the check in
+    # `brokers/testing/conformance.py` -> why, for operators. docs/brokers.md shows them.
+    deviations: ClassVar[Mapping[str, str]] = {}
+    # Entries that a listing asks for at a time; None where listings have no pages. The conformance suite lowers it.
+    list_page: int | None = None
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options: dict[str, Any] = dict(options or {})
@@ -109,6 +114,10 @@ class CloudBroker:
             if found.path == storage_path:
                 return found
         raise NotFound(storage_path)
+
+    def tidy(self, folder: str) -> None:
+        """Remove the empty folders in `folder`, and itself when it is empty. For places where an object leaves
+        the folders of its name behind; only the conformance suite asks for it. Idempotent."""
 
     def close(self) -> None:
         """Release connections. A call that was already on its way may still come."""

@@ -205,6 +205,8 @@ CLOUDSTORE_BROKERS: dict[str, str] = {}
 CLOUDSTORE_HEALTH_INTERVAL = config.integer("CLOUDSTORE_HEALTH_INTERVAL", 300, low=5, high=86_400)
 CLOUDSTORE_BLANK_DWELL = config.integer("CLOUDSTORE_BLANK_DWELL", 120, low=0, high=604_800)
 CLOUDSTORE_LOCAL_ROOTS = [CLOUDSTORE_DATA / "brokers", *map(Path, config.items("CLOUDSTORE_LOCAL_ROOTS", []))]
+# Whether brokers may lie at loopback and private addresses, as they do where operators run their own servers.
+CLOUDSTORE_PRIVATE_ENDPOINTS = config.flag("CLOUDSTORE_PRIVATE_ENDPOINTS", True)
 # replication
 CLOUDSTORE_REPAIR_DWELL = config.seconds("CLOUDSTORE_REPAIR_DWELL", 900, low=0, high=2_592_000)
 CLOUDSTORE_TRIM_DWELL = config.seconds("CLOUDSTORE_TRIM_DWELL", 900, low=0, high=2_592_000)

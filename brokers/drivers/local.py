@@ -211,6 +211,15 @@ class LocalBroker(CloudBroker):
             finally:
                 os.close(folder)
 
+    def tidy(self, folder: str) -> None:
+        *above, name = _parts(folder)
+        with self._errors(writing=True), self._root_fd() as root, suppress(FileNotFoundError):
+            parent = self._enter(root, above)
+            try:
+                self._remove_empty(parent, name)
+            finally:
+                os.close(parent)
+
     # -- below it -----------------------------------------------------------------------------------------
 
     def _check_mounted(self) -> None:
@@ -326,6 +335,23 @@ class LocalBroker(CloudBroker):
                 with suppress(FileNotFoundError):
                     if entry.stat(follow_symlinks=False).st_mtime < oldest:
                         os.unlink(entry.name, dir_fd=folder)
+
+    def _remove_empty(self, parent: int, name: str) -> None:
+        folder = os.open(name, _FOLDER, dir_fd=parent)
+        try:
+            about = os.fstat(folder)
+            for entry in os.listdir(folder):  # noqa: PTH208 - a descriptor is no path
+                with suppress(NotADirectoryError, FileNotFoundError):
+                    self._remove_empty(folder, entry)
+        finally:
+            os.close(folder)
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+        else:  # its number may be given to another folder, whose name is not on the disk yet
+            self._durable.discard((about.st_dev, about.st_ino))
 
     def _walk(self, folder: int, base: str, prefix: str) -> Iterator[StoredFile]:
         with os.scandir(folder) as entries:

@@ -17,8 +17,8 @@ from typing import Any
 
 from django import forms
 
+from brokers import endpoint
 from brokers.driver import MAX_OBJECT_SIZE, CloudBroker, StorageInfo, StoredFile
-from brokers.endpoint import clean_endpoint, clean_prefix, retry_after
 from brokers.errors import (
     BrokerError,
     ClockSkewed,
@@ -127,10 +127,10 @@ class S3Options(forms.Form):
     )
 
     def clean_endpoint_url(self) -> str:
-        return clean_endpoint(str(self.cleaned_data["endpoint_url"]), "https://s3.example.com")
+        return endpoint.clean_endpoint(str(self.cleaned_data["endpoint_url"]), "https://s3.example.com")
 
     def clean_prefix(self) -> str:
-        return clean_prefix(str(self.cleaned_data["prefix"]))
+        return endpoint.clean_prefix(str(self.cleaned_data["prefix"]))
 
 
 class S3Broker(CloudBroker):
@@ -138,20 +138,20 @@ class S3Broker(CloudBroker):
     label = "S3-compatible bucket"
     OptionsForm = S3Options
     secret_options = frozenset({"secret_key"})
+    list_page = 1000
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         from botocore.config import Config
         from storages.backends.s3 import S3Storage
 
-        endpoint = self.options.get("endpoint_url") or None
         storage = S3Storage(
             bucket_name=self.options["bucket"],
             access_key=self.options["access_key"],
             secret_key=self.options["secret_key"],
             security_token=None,
             session_profile=None,
-            endpoint_url=endpoint,
+            endpoint_url=self.options.get("endpoint_url") or None,
             region_name=self.options.get("region") or "us-east-1",
             client_config=Config(
                 signature_version="s3v4",
@@ -167,6 +167,7 @@ class S3Broker(CloudBroker):
         )
         # One client for all threads; the storage would make a session per thread.
         self._client = storage.connection.meta.client
+        endpoint.guard_botocore(self._client)
         self._client.meta.events.register_last("before-parameter-build.s3", _stay_here)
         self._bucket = storage.bucket_name
         prefix = str(self.options.get("prefix") or "")
@@ -203,7 +204,7 @@ class S3Broker(CloudBroker):
                     # Never more than was asked for, whatever the provider sends.
                     data: bytes = body.read((MAX_OBJECT_SIZE if whole else most) + 1)
         except RangeError:
-            if start == 0:
+            if start == 0 and arguments:
                 return b""  # any range of an empty object is refused; from 0 it is just empty
             raise
         if len(data) < min(most, int(answer.get("ContentLength", 0))):
@@ -239,7 +240,9 @@ class S3Broker(CloudBroker):
     def list_files(self, path: str = "") -> Iterator[StoredFile]:
         with self._errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + path
+                Bucket=self._bucket,
+                Prefix=self._prefix + path,
+                PaginationConfig={"PageSize": self.list_page},
             )
             for page in pages:
                 _check_listing(page)
@@ -319,6 +322,8 @@ class S3Broker(CloudBroker):
         except sdk.SSLError as error:
             raise Unavailable("no trusted TLS connection to the provider") from error
         except sdk.BotoCoreError as error:
+            if refused := endpoint.refusal(error):
+                raise refused from error
             raise Unavailable(f"no proper answer from the provider ({type(error).__name__})") from error
         except (OSError, ValueError) as error:
             # ValueError: an answer that is not S3's at all, where botocore does not notice itself.
@@ -355,7 +360,7 @@ def _named(response: Mapping[str, Any]) -> BrokerError:
     if kind is Misconfigured and status == 501:
         text = "the provider does not know this call"
     if kind is RateLimited:
-        return RateLimited(text, retry_after(about.get("HTTPHeaders", {}).get("retry-after")))
+        return RateLimited(text, endpoint.retry_after(about.get("HTTPHeaders", {}).get("retry-after")))
     return kind(text)
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 
 class CustomBroker:
+    deviations: ClassVar = {
+        "interrupted_put": "writes in place",
+        "vanished": "a folder that is not there looks empty",
+    }
+
     def __init__(self, folder, api_token="", deep: bool = False):
         self.folder = Path(folder)
         self.api_token = api_token

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import ClassVar
 
 import pytest
 
 from brokers import open as open_module
-from brokers.driver import CloudBroker
+from brokers.driver import CloudBroker, StoredFile
 from brokers.drivers.local import LocalBroker
 from brokers.drivers.memory import MemoryBroker
 from brokers.errors import Unavailable
@@ -67,11 +70,95 @@ def _s3(server, bucket: str, **more) -> Callable[[], OpenBroker]:
     return lambda: OpenBroker(S3Broker({**plain, **secrets}))
 
 
+@pytest.fixture
+def gone(request, place) -> Callable[[], OpenBroker] | None:
+    """The same kind of place where there is none."""
+    if place in ("five", "names_only"):
+        cls = CustomBroker if place == "five" else NamesOnly
+        return lambda: OpenBroker(cls(request.getfixturevalue("tmp_path") / "gone"))
+    if place == "local":
+        root = request.getfixturevalue("roots") / "gone"
+        return lambda: OpenBroker(LocalBroker({"root": str(root)}))
+    if place.startswith("s3"):
+        from brokers.drivers.s3 import S3Broker
+
+        options = request.getfixturevalue("seaweedfs").options("never-made")
+        return lambda: OpenBroker(S3Broker(options))
+    return None
+
+
 @pytest.mark.parametrize("name", conformance.names())
 @pytest.mark.parametrize("place", ["memory", "local", "five", "names_only", "s3", "s3_versioned"])
-def test_driver(request, place, name):
-    check = Conformance(request.getfixturevalue(place), secrets=(SECRET_KEY,)).run_one(name)
+def test_driver(request, place, gone, name):
+    connect = request.getfixturevalue(place)
+    check = Conformance(connect, secrets=(SECRET_KEY,), vanished=gone).run_one(name)
     assert check.ok, check.detail
+    assert not check.skipped or (place, name) in SKIPPED, check.detail
+
+
+NO_PAGES = ("memory", "local", "five", "names_only")
+SKIPPED = {(place, "list_pages") for place in NO_PAGES} | {
+    ("memory", "vanished"),
+    ("five", "clock"),
+    ("names_only", "clock"),
+}
+
+
+class Declares(MemoryBroker):
+    deviations: ClassVar = {"one_byte": "cannot", "delete": "cannot"}
+
+
+def test_a_declared_deviation_is_no_failure_but_a_kept_promise_is():
+    def connect() -> OpenBroker:
+        return OpenBroker(Declares({"space": "declares"}))
+
+    kept = Conformance(connect).run_one("one_byte")
+    assert not kept.ok and "promise is kept" in kept.detail
+
+    class Broken(Declares):
+        def delete_file(self, storage_path: str) -> None:
+            if not clean_up:
+                raise Unavailable("never")
+            super().delete_file(storage_path)
+
+    clean_up = False
+    suite = Conformance(lambda: OpenBroker(Broken({"space": "declares"})))
+    suite._clean_up = lambda: 0  # type: ignore[method-assign]
+    check = suite.run_one("delete")
+    assert check.ok and check.deviation == "cannot" and "never" in check.detail
+
+
+class Chatty(MemoryBroker):
+    def download_file(self, storage_path: str, start: int = 0, length: int | None = None) -> bytes:
+        logging.getLogger("chatty").info("with %s", self.options["key"])
+        return super().download_file(storage_path, start, length)
+
+
+class Careless(MemoryBroker):
+    def stat_file(self, storage_path: str) -> StoredFile:
+        try:
+            raise ValueError(self.options["key"])
+        except ValueError as error:
+            raise Unavailable("hidden, but for the cause") from error
+
+
+@pytest.mark.parametrize(("cls", "where"), [(Chatty, "the log"), (Careless, "an exception (ValueError)")])
+def test_the_suite_sees_a_secret_that_is_logged_or_a_cause(clock, cls, where):
+    suite = Conformance(lambda: OpenBroker(cls({"space": "t", "key": "canary"})), secrets=("canary",))
+    check = suite.run_one("no_secret_shown")
+    assert not check.ok and where in check.detail
+
+
+class Pageless(MemoryBroker):
+    list_page = 1000
+
+    def list_files(self, path: str = "") -> Iterator[StoredFile]:
+        return islice(super().list_files(path), self.list_page)
+
+
+def test_the_suite_sees_a_listing_that_stops_after_a_page():
+    check = Conformance(lambda: OpenBroker(Pageless({"space": "p"}))).run_one("list_pages")
+    assert not check.ok and "5 objects listed" in check.detail
 
 
 def test_a_versioned_bucket_keeps_nothing_that_was_deleted(s3_versioned, seaweedfs):
@@ -134,3 +221,18 @@ def test_every_driver_call_has_a_limit():
     operations = {n for n in vars(OpenBroker) if not n.startswith("_")} - {"latency", "hanging", "retire"}
     assert operations <= set(LIMITS)
     assert issubclass(MemoryBroker, CloudBroker) and open_module.CONCURRENCY > 0
+
+
+def test_a_folder_is_left_as_it_was(roots, local):
+    """Except for what other processes keep there."""
+    opened = local()
+    opened.put("cs-check/another/x", b"of another run")
+    for name in ("list", "key_grammar", "interrupted_put"):
+        assert Conformance(local).run_one(name).ok
+    left = {
+        p.relative_to(roots / "disk").as_posix() for p in (roots / "disk").rglob("*") if ".tmp" not in p.parts
+    }
+    assert left == {"cs-check", "cs-check/another", "cs-check/another/x"}
+    opened.delete("cs-check/another/x")
+    Conformance(local).run_one("one_byte")
+    assert not (roots / "disk/cs-check").exists()

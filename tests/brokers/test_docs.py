@@ -57,3 +57,13 @@ def test_every_shipped_driver_and_option_is_described():
             fields = registry.get(slug).form.base_fields
             shown = [name for name, field in fields.items() if not field.widget.is_hidden]
             assert not [name for name in shown if f"`{name}`" not in PAGE]
+
+
+def test_the_table_of_deviations_is_that_of_the_drivers():
+    shown = PAGE.partition("<!-- deviations -->\n")[2].partition("\n<!-- end")[0]
+    drivers = {slug: registry.get(slug).cls for slug in registry.BUILT_IN}
+    assert shown == conformance.table(drivers)
+    unknown = {name for cls in drivers.values() for name in conformance.declared(cls)} - {
+        *conformance.names()
+    }
+    assert not unknown

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from email.utils import format_datetime
+from typing import ClassVar
 
 import pytest
 
@@ -32,6 +33,7 @@ from brokers.errors import (
 )
 from brokers.models import Health
 from brokers.services import InvalidOptions, add_broker, check_options
+from tests.brokers.fault_table import FaultTable
 from tests.servers.faults import Answer, FaultServer
 from tests.servers.seaweedfs import SECRET_KEY
 
@@ -66,6 +68,19 @@ def server(_one_server) -> FaultServer:
 @pytest.fixture
 def broker(server, _one_broker) -> S3Broker:
     return _one_broker
+
+
+class TestFaults(FaultTable):
+    """The table of all drivers that speak HTTP; S3's own codes are below."""
+
+    canary = SECRET_KEY
+    # Answers to HEAD have no body and may have no Retry-After; a 416 from the start is an empty object's.
+    differs: ClassVar = {("404", "get"): Misconfigured}
+
+    def say(self, status: int, headers: dict[str, str]) -> Answer:
+        if status == 404:
+            return error("NoSuchBucket", 404)
+        return error("Whatever", status, **{name.replace("-", "_"): value for name, value in headers.items()})
 
 
 def error(code: str, status: int, **headers: str) -> Answer:

@@ -42,8 +42,11 @@ class Command(JsonCommand):
                 raise CommandError(str(error)) from None
         words = [as_line(broker) + (f": {broker.health_detail}" if broker.health_detail else "")]
         for check in checks:
-            mark = "ok  " if check.ok else "FAIL"
-            words.append(f"{mark} {check.name} ({check.seconds:.2f} s) {check.detail}".rstrip())
+            mark = (
+                "FAIL" if not check.ok else "skip" if check.skipped else "dev " if check.deviation else "ok  "
+            )
+            why = check.detail if not check.deviation or not check.ok else f"declared: {check.deviation}"
+            words.append(f"{mark} {check.name} ({check.seconds:.2f} s) {why}".rstrip())
         result = {"broker": as_dict(broker), "checks": [asdict(check) for check in checks]}
         self.report(options, result, "\n".join(words))
         failed = [check.name for check in checks if not check.ok]
