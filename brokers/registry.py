@@ -24,6 +24,7 @@ GROUP = "cloudstore.brokers"
 BUILT_IN = {
     "local": "brokers.drivers.local.LocalBroker",
     "s3": "brokers.drivers.s3.S3Broker",
+    "mega": "brokers.drivers.mega.MegaBroker",
     "memory": "brokers.drivers.memory.MemoryBroker",
 }
 # Usable by name, but not offered: what it holds is gone with the process.
