@@ -141,7 +141,7 @@ class MegaBroker(CloudBroker):
         for name, nodes in listing.names.items():
             if name.startswith(path):
                 for node in nodes:
-                    yield StoredFile(_locator(node), node.size, datetime.fromtimestamp(node.stamp, UTC))
+                    yield StoredFile(_locator(node), node.size, _time(node.stamp))
 
     def stat_file(self, storage_path: str) -> StoredFile:
         """MEGA tells no checksum: it has never seen the bytes."""
@@ -281,6 +281,13 @@ class MegaBroker(CloudBroker):
 
 def _locator(node: Node) -> str:
     return f"{node.handle}.{node.key}/{node.name}"
+
+
+def _time(stamp: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(stamp, UTC) if stamp > 0 else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 @contextmanager

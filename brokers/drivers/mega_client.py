@@ -76,7 +76,7 @@ def _sensible() -> Iterator[None]:
         raise Unavailable(f"not an answer of MEGA's ({type(error).__name__})") from None
 
 
-class Account(Mega):  # type: ignore[misc]
+class Account(Mega):
     """A session that logs in when it is first needed. Safe to use from many threads; each call is made inside
     `within(seconds)`. Raises BrokerError only."""
 

@@ -16,7 +16,10 @@ from brokers.errors import (
 EAGAIN = -3
 ESID = -15
 LOGIN = frozenset({"us0", "us"})
-WRITES = frozenset({"u", "p", "d", "upload"})
+WRITES = frozenset({"u", "p", "d"})
+# The servers of stored bytes, which are no commands: what they say, but for the quota, is about a server.
+STORAGE = frozenset({"upload", "download"})
+QUOTA = frozenset({-17, -24, -29})
 # "Too many failed attempts to log in. Wait one hour", MEGA's own programs say.
 LOGIN_PAUSE = 3600.0
 
@@ -66,17 +69,19 @@ def named(code: int, command: str, time_left: float | None = None) -> BrokerErro
             return Unauthorized("the account's registration was never confirmed")
         if code == -6:
             return RateLimited("too many failed logins", LOGIN_PAUSE)
+    if command in ("g", "download") and code in (-17, -24):
+        return RateLimited("the account's transfer quota is used up", time_left)
+    if command in (*WRITES, "upload") and code in QUOTA:
+        return OutOfSpace(f"the account is full ({code})")
+    kind, text = _SAME_FOR_ALL.get(code, (Unavailable, "an unknown error"))
+    if command in STORAGE and code not in QUOTA:
+        return Unavailable(f"a server at MEGA: {text} ({code})")
     if code == -9:
         if command in ("g", "d"):
             return NotFound()
         return Misconfigured("the folder at MEGA is gone")
-    if command == "g" and code in (-17, -24):
-        return RateLimited("the account's transfer quota is used up", time_left)
     if command in WRITES and code == -11:
         return ReadOnly("MEGA permits no changes there")
-    if command in WRITES and code == -29:
-        return OutOfSpace("the account is over its quota")
-    kind, text = _SAME_FOR_ALL.get(code, (Unavailable, "an unknown error"))
     if kind is RateLimited:
         return RateLimited(f"{text} ({code})", time_left)
     return kind(f"{text} ({code})")

@@ -7,6 +7,8 @@ address of a request holds the session's id, therefore no error carries it, or w
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,6 +41,19 @@ _STATUS: dict[int, type[BrokerError]] = {
     504: Timeout,
     507: OutOfSpace,
 }
+
+
+_SID = re.compile(r"\bsid=[^&\s\"]+")
+
+
+def _without_sid(record: logging.LogRecord) -> bool:
+    """The HTTP library's debug log prints addresses; a session's id opens the account."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(_SID.sub("sid=...", a) if isinstance(a, str) else a for a in record.args)
+    return True
+
+
+logging.getLogger("urllib3.connectionpool").addFilter(_without_sid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler
+from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -69,9 +70,10 @@ def boundaries(size: int) -> set[int]:
 
 def file_mac(aes: bytes, nonce: bytes, plain: bytes) -> bytes:
     mac, edges = bytes(16), sorted(boundaries(len(plain)))
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         chunk = plain[start:end] + bytes(-(end - start) % 16)
-        mac = ecb(aes).encrypt(bytes(a ^ b for a, b in zip(mac, cbc(aes, nonce * 2).encrypt(chunk)[-16:])))
+        last = cbc(aes, nonce * 2).encrypt(chunk)[-16:]
+        mac = ecb(aes).encrypt(bytes(a ^ b for a, b in zip(mac, last, strict=True)))
     a, b, c, d = struct.unpack(">4I", mac)
     return struct.pack(">2I", a ^ b, c ^ d)
 
