@@ -50,7 +50,9 @@ CHALLENGES = 3
 # The tree of an account with a million files has a few hundred megabytes.
 LONGEST_ANSWER = 512 * 1024 * 1024
 SID_BYTES = 43
+RAW_TOKEN = 36
 FILE, FOLDER, ROOT = 0, 1, 2
+_TOKEN = re.compile(rb"[A-Za-z0-9_-]{20,80}\Z")
 _ERROR_TEXT = re.compile(rb"-[0-9]{1,4}\Z")
 
 
@@ -289,14 +291,10 @@ class Account(Mega):
         address = self.ask(a="u", s=len(data), ssl=2).get("p")
         reply = self._wire.send("POST", f"{address}/0", data=key.crypt(data), most=1024)
         check_status(reply, "MEGA's storage", api=False)
-        token = reply.body.strip()
-        if _ERROR_TEXT.match(token):
-            raise named(int(token), "upload")
-        if not token:
-            raise Unavailable("MEGA did not take the whole upload")
+        token = _token(reply.body)
         sealed = key.sealed(self.master_key)
         made = {
-            "h": token.decode("ascii", "replace"),
+            "h": token,
             "t": FILE,
             "a": attributes(name, key.words),
             "k": sealed,
@@ -375,9 +373,11 @@ class Account(Mega):
     def remove(self, handle: str) -> None:
         """Delete a node for good, not into the rubbish bin. Deleting what is not there is success."""
         try:
-            self.destroy(handle)
+            answer = self.destroy(handle)
         except NotFound:
             return
+        if not isinstance(answer, int | dict):
+            raise Unavailable("not an answer of MEGA's")
 
     def close(self) -> None:
         self._wire.close()
@@ -388,6 +388,19 @@ def _own_key(node: dict[str, Any]) -> str:
     keys = dict(part.split(":", 1) for part in node["k"].split("/") if ":" in part)
     found: str = keys[node["u"]]
     return found
+
+
+def _token(body: bytes) -> str:
+    """What stands for the uploaded bytes in the command that makes a file of them: told as text, or (told by a
+    last byte of 1) as 36 bytes. Raises what an error number instead of it means."""
+    if len(body) == RAW_TOKEN and body[-1] == 1:
+        return str(crypto.base64_url_encode(body))
+    text = body.strip()
+    if _ERROR_TEXT.match(text):
+        raise named(int(text), "upload")
+    if not _TOKEN.match(text):
+        raise Unavailable("MEGA's storage did not take the upload")
+    return text.decode("ascii")
 
 
 def _code(answer: Any) -> int | None:

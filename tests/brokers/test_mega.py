@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +13,6 @@ from brokers import open as open_module
 from brokers.driver import MAX_OBJECT_SIZE
 from brokers.drivers import mega_client
 from brokers.drivers.mega import FOLDER_SECONDS, MegaBroker
-from brokers.drivers.mega_client import Account
 from brokers.drivers.mega_library import Mega
 from brokers.errors import Corrupt, InvalidKey, Misconfigured, NotFound, OutOfSpace, Unauthorized
 from brokers.models import Health
@@ -23,20 +21,13 @@ from brokers.open import OpenBroker
 from brokers.services import InvalidOptions, add_broker, check_options
 from brokers.testing import conformance
 from brokers.testing.conformance import Conformance
+from tests.brokers.mega_place import logged_out, mega, one_mega  # noqa: F401
 from tests.servers.fake_mega import BIN, EMAIL, PASSWORD, ROOT, FakeMega
 
 OPTIONS = {"email": EMAIL, "password": PASSWORD, "folder": "Cloud/Store"}
 # Around the ends of blocks and chunks; mega.py itself fails with 0 and with a last chunk of 16 bytes or fewer.
 SIZES = [0, 1, 15, 16, 17, 131_071, 131_072, 131_073, 131_088, 131_089, 393_216, 393_217, 2_000_000]
 HARD = {0, 131_073, 131_088, 393_217}
-
-
-@pytest.fixture
-def mega(monkeypatch) -> Iterator[FakeMega]:
-    with FakeMega().running() as running:
-        monkeypatch.setattr(Account, "endpoint", running.endpoint)
-        yield running
-    mega_client.forget()
 
 
 @pytest.fixture
@@ -114,6 +105,12 @@ def test_these_sizes_are_still_what_the_library_cannot_do(broker, plain, mega, t
     with pytest.raises(Exception):  # noqa: B017 - whatever comes
         plain.upload(str(tmp_path / "given"), place(mega), "cs/aa/x")
     assert not list(broker.list_files())
+
+
+def test_tokens_of_uploads_as_bytes(mega, broker):
+    mega.raw_tokens = True
+    for _ in range(5):
+        assert broker.download_file(broker.upload_file(b"bytes", new_object_key())) == b"bytes"
 
 
 def test_a_damaged_file_is_corrupt_as_a_whole(mega, broker):
@@ -331,17 +328,14 @@ def test_the_room(mega, broker):
 # -- the session ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("zeros", [False, True])
-def test_accounts_old_and_new(mega, version, zeros):
+@pytest.mark.parametrize(("version", "zeros"), [(1, False), (2, False), (2, True)])
+def test_accounts_old_and_new(mega, logged_out, version, zeros):
     mega.version, mega.leading_zero = version, zeros
     MegaBroker(OPTIONS).prepare()
     assert place(mega)
 
 
-def test_one_login_for_all_threads_and_drivers(mega):
-    MegaBroker(OPTIONS).prepare()
-    mega_client.forget()
+def test_one_login_for_all_threads_and_drivers(mega, broker, logged_out):
     logins, together = mega.count("us"), threading.Barrier(8)
     locators: list[str] = []
 
@@ -364,7 +358,7 @@ def test_numbers_are_not_used_twice(mega, broker):
     assert len(mega.ids) == len(set(mega.ids)) and mega.replayed == 0
 
 
-def test_a_session_that_has_ended_is_renewed_once(mega, broker):
+def test_a_session_that_has_ended_is_renewed_once(mega, logged_out, broker):
     locator = broker.upload_file(b"bytes", new_object_key())
     mega.sessions.clear()
     assert broker.download_file(locator) == b"bytes"
@@ -375,14 +369,14 @@ def test_a_session_that_has_ended_is_renewed_once(mega, broker):
     assert mega.count("us") == 3
 
 
-def test_another_password_is_another_session(mega, broker):
+def test_another_password_is_another_session(mega, logged_out, broker):
     with pytest.raises(Unauthorized, match="password"):
         MegaBroker({**OPTIONS, "password": "wrong"}).prepare()
     broker.probe()
     assert mega.count("us") == 2
 
 
-def test_a_refused_login_is_not_tried_again_at_once(mega, clock):
+def test_a_refused_login_is_not_tried_again_at_once(mega, logged_out, clock):
     broker = MegaBroker({**OPTIONS, "password": "wrong"})
     for _ in range(3):
         with pytest.raises(Unauthorized):
@@ -394,7 +388,7 @@ def test_a_refused_login_is_not_tried_again_at_once(mega, clock):
     assert mega.count("us") == 2
 
 
-def test_a_forked_child_logs_in_for_itself(mega, broker):
+def test_a_forked_child_logs_in_for_itself(mega, logged_out, broker):
     locator = broker.upload_file(b"bytes", new_object_key())
     child = os.fork()
     if child == 0:
@@ -446,7 +440,7 @@ def test_a_broker_of_the_product(mega):
     assert health.poll(row.pk).health_reason == "misconfigured"
 
 
-def test_no_secret_in_what_is_printed_or_logged(mega, broker, caplog):
+def test_no_secret_in_what_is_printed_or_logged(mega, logged_out, broker, caplog):
     with caplog.at_level(logging.DEBUG):
         broker.probe()
         with pytest.raises(NotFound) as caught:

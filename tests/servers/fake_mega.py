@@ -1,7 +1,7 @@
 """A server that speaks MEGA's protocol: sessions, the node tree, encrypted bytes, quota, proof of work.
 
-    with FakeMega().running() as mega:
-        monkeypatch.setattr(Account, "endpoint", mega.endpoint)
+    @pytest.fixture
+    def mega(one_mega, monkeypatch): ...   # tests/brokers/mega_place.py
 
 It knows its one user's password and checks what MEGA's own programs would stumble over: that attributes and keys
 open, that a file's MAC fits its bytes, that pieces lie on chunk boundaries. A request that is sent again with its
@@ -36,6 +36,7 @@ EMAIL = "drive@example.com"
 PASSWORD = "canary-mega-password"
 ROOT, INBOX, BIN, USER = "ROOThndl", "INBXhndl", "RUBBhndl", "USERhandle1"
 GIBIBYTE = 1 << 30
+SALT = hashlib.sha256(b"salt").digest()
 
 
 def b64(data: bytes) -> str:
@@ -100,30 +101,37 @@ class FakeMega(FaultServer):
     def __init__(self, *, version: int = 2, total: int = 20 * GIBIBYTE) -> None:
         super().__init__()
         self.endpoint = f"{self.url}/cs"
-        self.version = version
-        self.total = total
-        self.mfa = False
-        # Proof of work for the next so many API requests, and how easy it is.
-        self.challenges = 0
-        self.easiness = 255
-        self.proofs: list[str] = []
-        self.leading_zero = False
-        self.rules: list[Rule] = []
-        self.calls: list[MegaCall] = []
-        self.ids: list[str] = []
-        self.replayed = 0
-        self.sessions: set[str] = set()
-        self.nodes: dict[str, dict[str, Any]] = {}
-        self._blobs: dict[str, bytes] = {}
-        self._bytes: dict[str, bytes] = {}
-        self._uploads: dict[str, tuple[int, dict[int, bytes]]] = {}
-        self._tokens: dict[str, bytes] = {}
-        self._answered: dict[tuple[str, str], Any] = {}
-        self._made = 0
         self._mutex = threading.RLock()
         self.master = hashlib.sha256(b"master").digest()[:16]
-        for kind, handle in ((2, ROOT), (3, INBOX), (4, BIN)):
-            self.nodes[handle] = {"h": handle, "t": kind, "p": "", "u": USER, "a": "", "k": "", "ts": 1}
+        self.sessions: set[str] = set()
+        self._made = 0
+        self.reset(version=version, total=total)
+
+    def reset(self, *, version: int = 2, total: int = 20 * GIBIBYTE) -> None:
+        """An empty account, no rules, nothing recorded; sessions go on."""
+        with self._mutex:
+            self.version = version
+            self.total = total
+            self.mfa = False
+            # Proof of work for the next so many API requests, and how easy it is.
+            self.challenges = 0
+            self.easiness = 255
+            self.proofs: list[str] = []
+            self.leading_zero = False
+            # Tokens of uploads as bytes, which newer servers give.
+            self.raw_tokens = False
+            self.rules: list[Rule] = []
+            self.calls: list[MegaCall] = []
+            self.ids: list[str] = []
+            self.replayed = 0
+            self.release.clear()
+            self.nodes: dict[str, dict[str, Any]] = {}
+            self._bytes: dict[str, bytes] = {}
+            self._uploads: dict[str, tuple[int, dict[int, bytes]]] = {}
+            self._tokens: dict[str, bytes] = {}
+            self._answered: dict[tuple[str, str], Any] = {}
+            for kind, handle in ((2, ROOT), (3, INBOX), (4, BIN)):
+                self.nodes[handle] = {"h": handle, "t": kind, "p": "", "u": USER, "a": "", "k": "", "ts": 1}
 
     # -- what tests look at --------------------------------------------------------------------------------
 
@@ -180,12 +188,7 @@ class FakeMega(FaultServer):
 
     def _password_keys(self) -> tuple[bytes, str]:
         """(what the master key is encrypted with, the hash that proves the password)."""
-        if self.version == 2:
-            both = hashlib.pbkdf2_hmac("sha512", PASSWORD.encode(), self._salt, 100_000, 32)
-            return both[:16], b64(both[16:])
-        return _old_keys()
-
-    _salt = hashlib.sha256(b"salt").digest()
+        return _new_keys() if self.version == 2 else _old_keys()
 
     # -- the API ---------------------------------------------------------------------------------------------
 
@@ -211,32 +214,34 @@ class FakeMega(FaultServer):
 
     def _api(self, handler: BaseHTTPRequestHandler, query: dict[str, list[str]], body: bytes) -> None:
         with self._mutex:
-            if self.challenges and not self._proven(handler.headers.get("X-Hashcash") or ""):
-                token = b64(hashlib.sha384(str(len(self.proofs)).encode()).digest())
-                self.proofs.append(token)
-                header = {"X-Hashcash": f"1:{self.easiness}:1731410499:{token}"}
-                self.give(handler, Answer(402, b"", header))
-                return
-            sid, number = query.get("sid", [""])[0], query.get("id", [""])[0]
-            self.ids.append(number)
-            commands = json.loads(body)
-            again = self._answered.get((sid, number))
-            verdict = self._ruled(commands[0]["a"], commands[0], sid)
-            if isinstance(verdict, Answer):
-                self.give(handler, verdict)
-                return
-            if isinstance(verdict, int):
-                told: Any = verdict if verdict in (-3, -15) else [verdict]
-            elif again is not None:
-                self.replayed += 1
-                told = again
-            elif commands[0]["a"] not in ("us0", "us") and sid not in self.sessions:
-                told = -15
-            else:
-                told = [getattr(self, f"_{command['a']}")(command) for command in commands]
-                self._answered[sid, number] = told
-        answer = Answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
-        self.give(handler, Answer(special="reset") if verdict == "drop" else answer)
+            answer = self._answer(query, body, handler.headers.get("X-Hashcash") or "")
+        self.give(handler, answer)
+
+    def _answer(self, query: dict[str, list[str]], body: bytes, proof: str) -> Answer:
+        if self.challenges and not self._proven(proof):
+            token = b64(hashlib.sha384(str(len(self.proofs)).encode()).digest())
+            self.proofs.append(token)
+            return Answer(402, b"", {"X-Hashcash": f"1:{self.easiness}:1731410499:{token}"})
+        sid, number = query.get("sid", [""])[0], query.get("id", [""])[0]
+        self.ids.append(number)
+        commands = json.loads(body)
+        again = self._answered.get((sid, number))
+        verdict = self._ruled(commands[0]["a"], commands[0], sid)
+        if isinstance(verdict, Answer):
+            return verdict
+        if isinstance(verdict, int):
+            told: Any = verdict if verdict in (-3, -15) else [verdict]
+        elif again is not None:
+            self.replayed += 1
+            told = again
+        elif commands[0]["a"] not in ("us0", "us") and sid not in self.sessions:
+            told = -15
+        else:
+            told = [getattr(self, f"_{command['a']}")(command) for command in commands]
+            self._answered[sid, number] = told
+        if verdict == "drop":
+            return Answer(special="reset")
+        return Answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
 
     def _proven(self, header: str) -> bool:
         version, _, rest = header.partition(":")
@@ -253,7 +258,7 @@ class FakeMega(FaultServer):
     def _us0(self, command: dict[str, Any]) -> Any:
         if command["user"] != EMAIL:
             return -9
-        return {"v": 2, "s": b64(self._salt)} if self.version == 2 else {"v": 1}
+        return {"v": 2, "s": b64(SALT)} if self.version == 2 else {"v": 1}
 
     def _us(self, command: dict[str, Any]) -> Any:
         key, proof = self._password_keys()
@@ -299,10 +304,12 @@ class FakeMega(FaultServer):
         pieces[int(start)] = body
         if sum(map(len, pieces.values())) < size:
             return Answer(200, b"")
-        token = b64(hashlib.sha256(name.encode()).digest()[:27])
-        self._tokens[token] = b"".join(pieces[at] for at in sorted(pieces))
+        digest = hashlib.sha384(name.encode()).digest()
+        token = digest[:35] + b"\1" if self.raw_tokens else b64(digest[:27]).encode()
+        text = b64(token) if self.raw_tokens else token.decode()
+        self._tokens[text] = b"".join(pieces[at] for at in sorted(pieces))
         del self._uploads[name]
-        return Answer(200, token.encode())
+        return Answer(200, token)
 
     def _p(self, command: dict[str, Any]) -> Any:
         if self.nodes.get(command["t"], {"t": 0})["t"] == 0:
@@ -375,6 +382,12 @@ class FakeMega(FaultServer):
 
     def _l(self, command: dict[str, Any]) -> Any:
         return b64(hashlib.sha256(command["n"].encode()).digest()[:6]) if command["n"] in self.nodes else -9
+
+
+@cache
+def _new_keys() -> tuple[bytes, str]:
+    both = hashlib.pbkdf2_hmac("sha512", PASSWORD.encode(), SALT, 100_000, 32)
+    return both[:16], b64(both[16:])
 
 
 @cache
