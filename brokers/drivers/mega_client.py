@@ -376,7 +376,7 @@ class Account(Mega):
             answer = self.destroy(handle)
         except NotFound:
             return
-        if not isinstance(answer, int | dict):
+        if answer != 0 and not isinstance(answer, dict):
             raise Unavailable("not an answer of MEGA's")
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from brokers.open import OpenBroker
 from brokers.services import InvalidOptions, add_broker, check_options
 from brokers.testing import conformance
 from brokers.testing.conformance import Conformance
-from tests.brokers.mega_place import logged_out, mega, one_mega  # noqa: F401
+from tests.brokers.mega_place import logged_out_fixture, mega_fixture, one_mega_fixture  # noqa: F401
 from tests.servers.fake_mega import BIN, EMAIL, PASSWORD, ROOT, FakeMega
 
 OPTIONS = {"email": EMAIL, "password": PASSWORD, "folder": "Cloud/Store"}

@@ -29,7 +29,7 @@ from brokers.errors import (
     Unauthorized,
     Unavailable,
 )
-from tests.brokers.mega_place import logged_out, mega, one_mega  # noqa: F401
+from tests.brokers.mega_place import logged_out_fixture, mega_fixture, one_mega_fixture  # noqa: F401
 from tests.kit.clock import VirtualClock
 from tests.servers.fake_mega import EMAIL, PASSWORD, FakeMega, MegaCall
 from tests.servers.faults import Answer, FaultServer

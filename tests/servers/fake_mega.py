@@ -1,7 +1,7 @@
 """A server that speaks MEGA's protocol: sessions, the node tree, encrypted bytes, quota, proof of work.
 
-    @pytest.fixture
-    def mega(one_mega, monkeypatch): ...   # tests/brokers/mega_place.py
+    with FakeMega().running() as mega:
+        monkeypatch.setattr(Account, "endpoint", mega.endpoint)
 
 It knows its one user's password and checks what MEGA's own programs would stumble over: that attributes and keys
 open, that a file's MAC fits its bytes, that pieces lie on chunk boundaries. A request that is sent again with its
