@@ -26,6 +26,7 @@ BUILT_IN = {
     "s3": "brokers.drivers.s3.S3Broker",
     "gcs": "brokers.drivers.gcs.GoogleCloudBroker",
     "storage": "brokers.drivers.storage.StorageBroker",
+    "mega": "brokers.drivers.mega.MegaBroker",
     "memory": "brokers.drivers.memory.MemoryBroker",
 }
 # Usable by name, but not offered: what it holds is gone with the process.
