@@ -5,30 +5,38 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('brokers', '0002_draining'),
-        ('replication', '0002_snapshots'),
+        ("brokers", "0002_draining"),
+        ("replication", "0002_snapshots"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='policy',
-            name='rebalance_at',
+            model_name="policy",
+            name="rebalance_at",
             field=models.DateTimeField(blank=True, editable=False, null=True),
         ),
         migrations.AddField(
-            model_name='policy',
-            name='rebalancing_since',
+            model_name="policy",
+            name="rebalancing_since",
             field=models.DateTimeField(blank=True, editable=False, null=True),
         ),
         migrations.AddField(
-            model_name='replica',
-            name='moves_to',
-            field=models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='brokers.broker'),
+            model_name="replica",
+            name="moves_to",
+            field=models.ForeignKey(
+                blank=True,
+                db_index=False,
+                null=True,
+                on_delete=django.db.models.deletion.SET_NULL,
+                related_name="+",
+                to="brokers.broker",
+            ),
         ),
         migrations.AddIndex(
-            model_name='replica',
-            index=models.Index(condition=models.Q(('moves_to__isnull', False)), fields=['moves_to'], name='replica_moves'),
+            model_name="replica",
+            index=models.Index(
+                condition=models.Q(("moves_to__isnull", False)), fields=["moves_to"], name="replica_moves"
+            ),
         ),
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -96,9 +98,7 @@ def test_a_drain_without_a_place_to_go_keeps_the_copies_and_says_why(clock: Virt
     assert "1 more healthy domain" in progress.blocked
     reconcile.run_to_rest()
     assert copies(content) == 2
-    assert drain.progress(brokers[0].pk).waiting == {
-        "2 copies need 1 more healthy domain(s) with space": 1
-    }
+    assert drain.progress(brokers[0].pk).waiting == {"2 copies need 1 more healthy domain(s) with space": 1}
     # A new broker, and it goes on.
     memory_broker("c")
     rest()
@@ -217,11 +217,11 @@ def test_load_becomes_even_and_then_nothing_moves(uneven: list[Broker], clock: V
 
 
 def test_a_batch_waits_for_the_one_before_and_for_the_rate(
-    uneven: list[Broker], clock: VirtualClock, settings: object, monkeypatch: pytest.MonkeyPatch
+    uneven: list[Broker], clock: VirtualClock, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebalance, "BATCH", 2)
     monkeypatch.setattr(rebalance, "BATCH_BYTES", 40_000)
-    monkeypatch.setattr(settings, "CLOUDSTORE_REBALANCE_RATE", 1000)
+    settings.CLOUDSTORE_REBALANCE_RATE = 1000
     rebalance.begin()
     assert rebalance.step() == 2
     clock.advance(seconds=3600)
@@ -337,7 +337,8 @@ def test_a_place_that_does_not_answer_is_left_as_it_is_only_when_told(three: lis
     rest()
 
 
-def test_a_locked_database_removes_nothing(three: list[Broker], expect_log: object) -> None:
+def test_a_locked_database_removes_nothing(three: list[Broker], expect_log: Callable[..., Any]) -> None:
+    expect_log("deletion is locked")
     epoch.lock_now(99, "an older database")
     with pytest.raises(RemovalRefused) as refused:
         removal.empty(three[0].pk)
