@@ -177,6 +177,7 @@ class World:
         rules."""
         found: State = {"copies": policy.current().copies, "live": {}, "trash": {}}
         found["snapshot"] = bool(snapshots.standing())
+        found["brokers"] = {b.name: "draining" if b.draining else "used" for b in Broker.objects.all()}
         for node in Node.objects.exclude(parent=None).order_by("pk"):
             where = found["trash" if node.trashed_at else "live"]
             where[locate(node).path] = [self.read(version) for version in node.versions.order_by("number")]
