@@ -141,3 +141,20 @@ def _drop_condemned(rows: QuerySet[Replica]) -> None:
                     state=State.DOOMED, reason="drained", check_at=None, attempts=0
                 )
         reach("drain.condemned")
+
+
+def words_of(progress: Progress) -> str:
+    """For a terminal or a message."""
+    state = "draining" if progress.draining else "not draining"
+    words = f"{progress.broker}: {state}, {progress.objects} objects ({progress.bytes} bytes) left"
+    if progress.deleting:
+        words += f", {progress.deleting} of them only to be deleted"
+    if progress.rate is not None and progress.seconds_left is not None:
+        words += f", {progress.rate / 1e6:.2f} MB/s, about {progress.seconds_left} s left"
+    if progress.uploading:
+        words += f"\nwaiting: {progress.uploading} segments of uploads under way"
+    for why, count in sorted(progress.waiting.items()):
+        words += f"\nwaiting: {count} segments: {why}"
+    if progress.blocked:
+        words += f"\n{progress.blocked}"
+    return words

@@ -4,25 +4,24 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('brokers', '0001_initial'),
+        ("brokers", "0001_initial"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='broker',
-            name='draining_bytes',
+            model_name="broker",
+            name="draining_bytes",
             field=models.BigIntegerField(default=0, editable=False),
         ),
         migrations.AddField(
-            model_name='broker',
-            name='draining_objects',
+            model_name="broker",
+            name="draining_objects",
             field=models.BigIntegerField(default=0, editable=False),
         ),
         migrations.AddField(
-            model_name='broker',
-            name='draining_since',
+            model_name="broker",
+            name="draining_since",
             field=models.DateTimeField(blank=True, editable=False, null=True),
         ),
     ]

@@ -40,7 +40,7 @@ class Command(JsonCommand):
             progress = operations.begin_drain(broker.pk, Who())
             if options["wait"]:
                 progress = self._wait(broker.pk, progress)
-        self.report(options, progress, words_of(progress))
+        self.report(options, progress, drain.words_of(progress))
 
     def _wait(self, broker_id: int, progress: Progress) -> Progress:
         """Work until the broker is empty, or until a pass of everything due has brought no change."""
@@ -48,23 +48,7 @@ class Command(JsonCommand):
             report = reconcile.sweep(seconds=10)
             gone = collect.collect().objects
             before, progress = progress, drain.progress(broker_id)
-            self.stderr.write(words_of(progress))
+            self.stderr.write(drain.words_of(progress))
             if not (report.actions or gone) and before.objects == progress.objects:
                 break
         return progress
-
-
-def words_of(progress: Progress) -> str:
-    state = "draining" if progress.draining else "not draining"
-    words = f"{progress.broker}: {state}, {progress.objects} objects ({progress.bytes} bytes) left"
-    if progress.deleting:
-        words += f", {progress.deleting} of them only to be deleted"
-    if progress.rate is not None and progress.seconds_left is not None:
-        words += f", {progress.rate / 1e6:.2f} MB/s, about {progress.seconds_left} s left"
-    if progress.uploading:
-        words += f"\nwaiting: {progress.uploading} segments of uploads under way"
-    for why, count in sorted(progress.waiting.items()):
-        words += f"\nwaiting: {count} segments: {why}"
-    if progress.blocked:
-        words += f"\n{progress.blocked}"
-    return words
