@@ -46,14 +46,11 @@ class Move:
 def goals(loads: Sequence[Load]) -> dict[int, float]:
     """The bytes that each broker should hold: the sum of what all hold, shared in proportion to weight x (held +
     free). Then what each holds is in proportion to its free space, too. A broker that won't tell its space counts
-    as the median of those that do."""
-    rooms = [load.room + load.doomed for load in loads if load.room is not None]
-    typical = median(rooms) if rooms else 0
+    as the median of those that do. No move changes the goals."""
+    known = {load.id: load.held + load.room + load.doomed for load in loads if load.room is not None}
+    typical = median(known.values()) if known else 1
     total = sum(load.held for load in loads)
-    share = {
-        load.id: load.weight * (load.held + (typical if load.room is None else load.room + load.doomed))
-        for load in loads
-    }
+    share = {load.id: load.weight * known.get(load.id, typical) for load in loads}
     whole = sum(share.values())
     return {pk: total * part / whole if whole else 0.0 for pk, part in share.items()}
 

@@ -115,7 +115,7 @@ class Rows:
         raise AssertionError("the plans do not end")
 
 
-examples = settings(max_examples=500, deadline=None, derandomize=True)
+examples = settings(max_examples=120, deadline=None, derandomize=True)
 
 
 @examples
@@ -190,10 +190,10 @@ def test_any_copies_less_one_domains_down_leave_a_copy(
     rows = Rows(*situation, seed)
     if rows.run().blocked or not rows.rows:
         return
-    domains = {rows.targets[r.broker].domain for r in rows.rows.values() if r.state == S.STORED}
+    stored = [rows.targets[r.broker] for r in rows.rows.values() if r.state == S.STORED]
+    counting = [t for t in stored if t.counts and not t.leaving]
     # At rest each copy has a domain of its own, so whichever copies-1 domains fail, one is left.
-    stored = [r for r in rows.rows.values() if r.state == S.STORED]
-    assert len(domains) == len(stored) == rows.wanted
+    assert len({t.domain for t in counting}) == len(counting) == rows.wanted
 
 
 # -- rebalance ----------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def drives(draw: st.DrawFn) -> tuple[list[Load], list[Held], dict[int, str]]:
     held = dict.fromkeys(domains, 0)
     segments = []
     replica = 1
-    for n in range(draw(st.integers(0, 25))):
+    for n in range(draw(st.integers(0, 12))):
         size = draw(st.integers(1, 8_000_000))
         at = {}
         taken: set[str] = set()
