@@ -192,7 +192,10 @@ class World:
         known: set[str] = set()
         for name, key, locator in Replica.objects.values_list("broker__name", "key", "locator"):
             known |= {f"{name}/{key}", f"{name}/{locator}"}
-        there = (str(path.relative_to(self.root)) for path in self.files())
+        # What a broker left that was removed by force is nobody's.
+        names = set(Broker.objects.values_list("name", flat=True))
+        files = (path.relative_to(self.root) for path in self.files())
+        there = (str(path) for path in files if path.parts[0] in names)
         return sorted(n for n in there if n.partition("/")[2].startswith(OBJECT_PREFIX) and n not in known)
 
     def left_behind(self) -> list[str]:
