@@ -43,6 +43,11 @@ class Broker(models.Model):
         help_text="Share of new copies beside the free space; 0 takes no new copies.",
     )
     enabled = models.BooleanField(default=True)
+    # Draining since then: it takes no new copies, is read from, and every copy on it is made elsewhere and then
+    # deleted. What there was to move when it began tells the progress.
+    draining_since = models.DateTimeField(null=True, blank=True, editable=False)
+    draining_objects = models.BigIntegerField(default=0, editable=False)
+    draining_bytes = models.BigIntegerField(default=0, editable=False)
     marker = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     marker_locator = models.CharField(max_length=500, blank=True, editable=False)
 
@@ -84,7 +89,12 @@ class Broker(models.Model):
     @property
     def writable(self) -> bool:
         """Takes new copies now."""
-        return self.enabled and self.weight > 0 and self.health == Health.ONLINE
+        return self.enabled and self.weight > 0 and self.health == Health.ONLINE and not self.draining
+
+    @property
+    def draining(self) -> bool:
+        """Its copies are on their way to other brokers."""
+        return self.draining_since is not None
 
     @property
     def offline_since(self) -> datetime | None:

@@ -17,6 +17,7 @@ def as_dict(broker: Broker) -> dict[str, Any]:
         "options": broker.options,
         "weight": broker.weight,
         "enabled": broker.enabled,
+        "draining": broker.draining,
         "health": str(broker.health),
         "reason": broker.health_reason,
         "detail": broker.health_detail,
@@ -33,6 +34,8 @@ def as_dict(broker: Broker) -> dict[str, Any]:
 def as_line(broker: Broker) -> str:
     """One line for a terminal."""
     state = str(broker.health) if broker.enabled else "disabled"
+    if broker.draining:
+        state += ", draining"
     reason = f" ({broker.health_reason})" if broker.health_reason else ""
     room = "" if broker.available is None else f", {broker.available / 1e9:.1f} GB available"
     return f"{broker.name}: {broker.driver}, domain {broker.domain}, {state}{reason}{room}"

@@ -176,6 +176,18 @@ def set_enabled(broker_id: int, enabled: bool) -> Broker:
     return health.poll(broker_id) if enabled else Broker.objects.get(pk=broker_id)
 
 
+def set_draining(broker_id: int, draining: bool, *, objects: int = 0, size: int = 0) -> bool:
+    """Mark a broker as draining, with what there is to move, or end that: -> whether this call did it."""
+    changes: dict[str, Any] = {"draining_since": None, "draining_objects": 0, "draining_bytes": 0}
+    if draining:
+        changes.update(draining_since=clock.now(), draining_objects=objects, draining_bytes=size)
+    with transaction.atomic():
+        rows = Broker.objects.filter(pk=broker_id, draining_since__isnull=draining).update(**changes)
+        if rows:
+            BrokerEvent.objects.create(broker_id=broker_id, kind="drain_begun" if draining else "drain_ended")
+    return bool(rows)
+
+
 def write_marker(broker_id: int) -> Broker:
     """By hand: declare that the place is this broker's, although its marker is gone or damaged (health
     "marker_missing", "wrong_marker", a root folder that was removed): -> the row, polled. Refuses a place that

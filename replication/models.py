@@ -113,6 +113,10 @@ class Replica(models.Model):
     # Not before: the next look at a SUSPECT, the next delete of a DOOMED replica.
     check_at = models.DateTimeField(null=True, blank=True)
     attempts = models.PositiveSmallIntegerField(default=0)
+    # Where a rebalance wants this copy instead (replication/rebalance.py); null for nearly all.
+    moves_to = models.ForeignKey(
+        Broker, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", db_index=False
+    )
 
     class Meta:
         constraints = [
@@ -127,6 +131,7 @@ class Replica(models.Model):
             models.Index(
                 fields=["state", "check_at"], name="replica_unsettled", condition=~Q(state="stored")
             ),
+            models.Index(fields=["moves_to"], name="replica_moves", condition=Q(moves_to__isnull=False)),
         ]
 
     def __str__(self) -> str:
@@ -159,6 +164,9 @@ class Policy(models.Model):
     # What the last full pass of the sweep saw, and when (replication/reconcile.py).
     swept_fingerprint = models.CharField(max_length=64, blank=True, editable=False)
     swept_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Load is being moved in proportion to free space since then; the next moves are planned at `rebalance_at`.
+    rebalancing_since = models.DateTimeField(null=True, blank=True, editable=False)
+    rebalance_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         verbose_name_plural = "policy"

@@ -24,9 +24,9 @@ from brokers.failpoint import reach
 from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
-from replication import placement, places, policy, suspects, targets, transfer
+from replication import drain, placement, places, policy, rebalance, suspects, targets, transfer
 from replication.models import Content, Event, Policy, Replica, Segment
-from replication.placement import Copy, Doom, Have, Plan, Verify
+from replication.placement import Copy, Doom, Have, Plan, Stay, Verify
 from replication.write import delete_after
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,10 @@ def _round_of(segment_id: int, report: Report, since: datetime) -> Plan:
     seen = targets.load(all_brokers.values())
     plan = placement.plan(
         policy.copies_of(segment.content, rules),
-        [Have(r.pk, r.broker_id, r.state, r.verified_at, r.check_at, r.attempts) for r in rows],
+        [
+            Have(r.pk, r.broker_id, r.state, r.verified_at, r.check_at, r.attempts, r.moves_to_id)
+            for r in rows
+        ],
         seen,
         size=segment.sealed_size,
         now=now,
@@ -134,6 +137,8 @@ def _round_of(segment_id: int, report: Report, since: datetime) -> Plan:
             progress |= _verify(by_id[action.replica], segment, report, since)
         elif isinstance(action, Copy):
             progress |= _copy(segment, all_brokers[action.broker], report)
+        elif isinstance(action, Stay):
+            progress |= bool(Replica.objects.filter(pk=action.replica).update(moves_to=None))
         else:
             progress |= _doom(by_id[action.replica], segment, action, report, since)
     if plan.actions and not progress:
@@ -215,10 +220,12 @@ def _doom(replica: Replica, segment: Segment, action: Doom, report: Report, sinc
         now_state = Replica.objects.filter(pk=replica.pk).values_list("state", flat=True).first()
         if now_state != replica.state:
             return False
-        if now_state in (State.STORED, State.LOST) and not _stands_without(replica, segment, since):
+        if now_state in (State.STORED, State.SUSPECT, State.LOST) and not _stands_without(
+            replica, segment, since
+        ):
             return False
         changed = Replica.objects.filter(pk=replica.pk, state=replica.state).update(
-            state=State.DOOMED, reason=action.reason, check_at=None, attempts=0
+            state=State.DOOMED, reason=action.reason, check_at=None, attempts=0, moves_to=None
         )
         if changed:
             Event.objects.create(
@@ -256,6 +263,8 @@ def sweep(seconds: float = 60.0, *, full: bool = False) -> Report:
     report = Report()
     until = clock.monotonic() + seconds
     places.settle()
+    drain.step()
+    rebalance.step()
     _full_pass(force=full)
     while clock.monotonic() < until:
         batch = list(_due()[:200])
@@ -319,6 +328,7 @@ def _off_target(brokers: Iterable[Broker], rules: Policy) -> Iterator[list[int]]
     counting = [pk for pk, t in targets.load(brokers).items() if t.counts]
     good = Q(replicas__state=State.STORED, replicas__broker__in=counting)
     unsettled = Q(replicas__state__in=(State.PLANNED, State.SUSPECT, State.LOST))
+    moving = Q(replicas__moves_to__isnull=False)
     low, top = -1, Segment.objects.order_by("-pk").values_list("pk", flat=True).first()
     while top is not None and low < top:
         rows = (
@@ -326,7 +336,7 @@ def _off_target(brokers: Iterable[Broker], rules: Policy) -> Iterator[list[int]]
             .annotate(
                 domains=Count("replicas__broker__domain", distinct=True, filter=good),
                 copies=Count("replicas", distinct=True, filter=good),
-                open_ends=Count("replicas", distinct=True, filter=unsettled),
+                open_ends=Count("replicas", distinct=True, filter=unsettled | moving),
                 wanted=Coalesce("content__copies", rules.copies),
             )
             .filter(~Q(domains=F("wanted")) | ~Q(copies=F("wanted")) | Q(open_ends__gt=0))

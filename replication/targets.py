@@ -38,6 +38,7 @@ def target(broker: Broker, now: datetime) -> Target:
         counts=counts,
         available=broker.available,
         weight=broker.weight,
+        leaving=broker.draining,
     )
 
 
@@ -69,5 +70,5 @@ def fingerprint(brokers: Iterable[Broker], policy: Policy) -> str:
     facts = [f"{policy.copies}"]
     for b in sorted(brokers, key=lambda b: b.pk):
         t = target(b, now)
-        facts.append(f"{t.id}:{t.domain}:{t.readable}:{t.writable}:{t.counts}:{t.weight > 0}")
+        facts.append(f"{t.id}:{t.domain}:{t.readable}:{t.writable}:{t.counts}:{t.weight > 0}:{t.leaving}")
     return hashlib.sha256("|".join(facts).encode()).hexdigest()

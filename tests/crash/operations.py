@@ -14,8 +14,12 @@ from typing import Any
 from django.conf import settings
 from django.contrib.messages import get_messages
 
+from brokers import services
+from brokers.models import Broker
+from console import operations as whole
+from console.operations import Who
 from console.snapshot import make as make_snapshot
-from replication import collect, orphans, policy, reconcile, scrub, snapshots
+from replication import collect, drain, epoch, orphans, policy, rebalance, reconcile, scrub, snapshots
 from replication.models import Replica
 from tests.crash.world import DATA, State, World
 from vfs import trash
@@ -152,11 +156,66 @@ def expire(world: World) -> str:
     return run(expire_uploads, collect.collect)
 
 
+def drain_a(world: World) -> str:
+    """Everything on one broker goes elsewhere, and its objects are deleted."""
+    return run(lambda: whole.begin_drain(_broker("a").pk, Who()), reconcile.run_to_rest, collect.collect)
+
+
+def undo_drain(world: World) -> str:
+    return run(lambda: whole.undo_drain(_broker("a").pk, Who()), reconcile.run_to_rest)
+
+
+def move_load(world: World) -> str:
+    return run(rebalance.begin, reconcile.run_to_rest, collect.collect)
+
+
+def remove_a(world: World) -> str:
+    return run(lambda: whole.remove(_broker("a").pk, Who()))
+
+
+def force_a(world: World) -> str:
+    return run(lambda: whole.remove_by_force(_broker("a").pk, "a", Who()), reconcile.run_to_rest)
+
+
+def _broker(name: str) -> Broker:
+    return Broker.objects.get(name=name)
+
+
 # -- what was there before ----------------------------------------------------------------------------
 
 
 def one_file(world: World) -> None:
     world.put("one", DATA["one"])
+
+
+def on_a(world: World) -> None:
+    """A file with a copy on the broker that is to go."""
+    services.set_enabled(_broker("c").pk, False)
+    one_file(world)
+    services.set_enabled(_broker("c").pk, True)
+    assert Replica.objects.filter(broker__name="a").count() == 2
+
+
+def on_a_and_b(world: World) -> None:
+    """Three segments, of which the third broker has none."""
+    services.set_enabled(_broker("c").pk, False)
+    world.put("one", DATA["one"])
+    world.put("two", DATA["two"])
+    services.set_enabled(_broker("c").pk, True)
+    reconcile.run_to_rest()
+
+
+def half_drained(world: World) -> None:
+    on_a(world)
+    drain.begin(_broker("a").pk)
+
+
+def drained(world: World) -> None:
+    """An empty broker but for what was deleted lately, the epoch and the marker."""
+    on_a(world)
+    epoch.advance()
+    drain.begin(_broker("a").pk)
+    reconcile.run_to_rest()
 
 
 def three_copies(world: World) -> None:
@@ -243,6 +302,14 @@ def _emptied(state: State) -> bool:
     return not state["live"] and not state["trash"]
 
 
+def _empty_a(state: State) -> bool:
+    return state["brokers"]["a"] == "draining" and not Replica.objects.filter(broker__name="a").exists()
+
+
+def _load_moved(state: State) -> bool:
+    return Replica.objects.filter(broker__name="c", state=Replica.State.STORED).count() >= 1
+
+
 OPERATIONS = {
     operation.name: operation
     for operation in (
@@ -266,6 +333,11 @@ OPERATIONS = {
         Operation("collect", purged, lambda w: run(collect.collect), _live(one=["one"])),
         Operation("orphans", stranger, lambda w: run(orphans.scan), _live(one=["one"])),
         Operation("snapshot", older_snapshots, snapshot, _live(one=["one"])),
+        Operation("drain", on_a, drain_a, _empty_a),
+        Operation("drain undone", half_drained, undo_drain, lambda s: s["brokers"]["a"] == "used"),
+        Operation("rebalance", on_a_and_b, move_load, _load_moved),
+        Operation("remove", drained, remove_a, lambda s: "a" not in s["brokers"]),
+        Operation("remove by force", on_a, force_a, lambda s: "a" not in s["brokers"]),
         Operation("expire", dead_upload, expire, _emptied),
     )
 }

@@ -177,6 +177,7 @@ class World:
         rules."""
         found: State = {"copies": policy.current().copies, "live": {}, "trash": {}}
         found["snapshot"] = bool(snapshots.standing())
+        found["brokers"] = {b.name: "draining" if b.draining else "used" for b in Broker.objects.all()}
         for node in Node.objects.exclude(parent=None).order_by("pk"):
             where = found["trash" if node.trashed_at else "live"]
             where[locate(node).path] = [self.read(version) for version in node.versions.order_by("number")]
@@ -191,7 +192,10 @@ class World:
         known: set[str] = set()
         for name, key, locator in Replica.objects.values_list("broker__name", "key", "locator"):
             known |= {f"{name}/{key}", f"{name}/{locator}"}
-        there = (str(path.relative_to(self.root)) for path in self.files())
+        # What a broker left that was removed by force is nobody's.
+        names = set(Broker.objects.values_list("name", flat=True))
+        files = (path.relative_to(self.root) for path in self.files())
+        there = (str(path) for path in files if path.parts[0] in names)
         return sorted(n for n in there if n.partition("/")[2].startswith(OBJECT_PREFIX) and n not in known)
 
     def left_behind(self) -> list[str]:

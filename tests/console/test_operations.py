@@ -1,0 +1,88 @@
+"""Drain, rebalance and remove through the commands and the console, with their audit rows."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import Client
+
+from accounts.models import AuditEvent, User
+from brokers.models import Broker
+from replication import collect, reconcile
+from replication.models import Replica
+from tests.brokers.conftest import _clean_brokers
+from tests.cast import PASSWORD
+from tests.replication.kit import memory_broker
+from vfs.upload import FileUpload, target_at
+
+__all__ = ["_clean_brokers"]
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def command(*args: Any) -> dict[str, Any]:
+    out = StringIO()
+    call_command(*args, "--json", stdout=out, stderr=StringIO())
+    return json.loads(out.getvalue())
+
+
+@pytest.fixture
+def alice_file(clock: object) -> Broker:
+    """Alice has a file on two of three brokers: -> one of the two."""
+    for name in "abc":
+        memory_broker(name)
+    alice = User.objects.create_user("alice", "alice@example.com", PASSWORD)
+    upload = FileUpload(alice, target_at(alice, ["letter"]), size=1000)
+    upload.write(b"x" * 1000)
+    upload.complete()
+    upload.commit()
+    return Replica.objects.order_by("pk")[0].broker
+
+
+def test_a_broker_is_replaced_by_commands(alice_file: Broker) -> None:
+    name = alice_file.name
+    assert command("broker_drain", name, "--dry-run")["draining"] is False
+    with pytest.raises(CommandError, match="copies_needed"):
+        command("broker_remove", name)
+    looked = command("broker_remove", name, "--dry-run")
+    assert (looked["needed"], looked["files"], looked["lost"]) == (1, ["alice:/letter"], [])
+    done = command("broker_drain", name, "--wait")
+    assert (done["draining"], done["objects"], done["waiting"]) == (True, 0, {})
+    assert command("broker_remove", name)["removed"] is True
+    assert not Broker.objects.filter(name=name).exists()
+    actions = list(AuditEvent.objects.order_by("pk").values_list("action", flat=True))
+    assert actions[-2:] == ["broker.drain_begun", "broker.removed"]
+    assert command("rebalance")["blocked"] == ""
+
+
+def test_a_forced_removal_needs_the_name_and_is_audited(alice_file: Broker) -> None:
+    keep = Replica.objects.exclude(broker=alice_file)
+    keep.delete()
+    with pytest.raises(CommandError, match="type the broker's name"):
+        command("broker_remove", alice_file.name, "--force", "another")
+    assert Broker.objects.filter(pk=alice_file.pk).exists()
+    done = command("broker_remove", alice_file.name, "--force", alice_file.name)
+    assert (done["removed"], done["lost"]) == (True, ["alice:/letter"])
+    row = AuditEvent.objects.get(action="broker.removed_by_force")
+    assert row.detail["lost"] == 1
+    assert row.detail["lost_files"] == ["alice:/letter"]
+
+
+def test_the_console_drains_and_removes(alice_file: Broker, client: Client) -> None:
+    root = User.objects.create_superuser("root", "root@example.com", PASSWORD)
+    client.force_login(root)
+
+    def act(action: str) -> str:
+        data = {"action": action, "_selected_action": [alice_file.pk]}
+        return client.post("/admin/brokers/broker/", data, follow=True).content.decode()
+
+    assert "drain it first" in act("remove")
+    assert "draining" in act("drain")
+    reconcile.run_to_rest()
+    collect.collect()
+    assert "was removed" in act("remove")
+    assert not Broker.objects.filter(pk=alice_file.pk).exists()
+    assert AuditEvent.objects.get(action="broker.removed").actor == root
