@@ -10,7 +10,7 @@ import pytest
 
 from cloudstore.config import BASE_DIR
 
-NUMBERS = [f"A{n}" for n in range(1, 22)] + [f"B{n}" for n in range(1, 26)]
+NUMBERS = [f"A{n}" for n in range(1, 22)] + [f"B{n}" for n in range(1, 26)] + [f"D{n}" for n in range(1, 14)]
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
@@ -24,7 +24,7 @@ def rows() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in section().splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if re.fullmatch(r"[AB]\d+", cells[0]):
+        if re.fullmatch(r"[ABD]\d+", cells[0]):
             assert cells[0] not in found, f"{cells[0]} stands there twice"
             found[cells[0]] = cells[1:]
     return found
@@ -57,6 +57,6 @@ def test_every_test_with_a_number_is_in_its_line() -> None:
     for path in (BASE_DIR / "tests/reliability").glob("test_*.py"):
         where = path.relative_to(BASE_DIR).as_posix()
         for name in names_in(where):
-            number = re.match(r"test_([ab]\d+)_", name)
+            number = re.match(r"test_([abd]\d+)_", name)
             if number and number[1].upper() in NUMBERS:
                 assert (where, name) in _TEST.findall(rows()[number[1].upper()][2]), f"{where}::{name}"
