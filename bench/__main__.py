@@ -16,16 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench import cases as all_cases
 from bench import results
-from bench.cases import CASES, FORM, FULL, QUICK, Bench
+from bench.cases import FORM, FULL, QUICK, Bench
 from bench.machine import facts
 from bench.peers import PEERS, ROOT, Peer
 from bench.processes import CannotMeasure, cpu_seconds
 from bench.product import CloudStore, CloudStoreUnsynced
+from bench.slow import CloudStoreOnThree, slow
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 IDLE_SECONDS = 2
 RESULTS = ROOT / "bench" / "results"
+CASES = {**all_cases.CASES, "slow": slow}
 ALL: dict[str, type[Peer]] = {
     CloudStore.name: CloudStore,
     CloudStoreUnsynced.name: CloudStoreUnsynced,
@@ -33,6 +36,7 @@ ALL: dict[str, type[Peer]] = {
 }
 TITLES = {
     **{name: peer.title for name, peer in ALL.items()},
+    CloudStoreOnThree.name: CloudStoreOnThree.title,
     FORM: "CloudStore, the same by a browser's form",
     "cp": "cp twice",
     "cp-sync": "cp twice, fdatasync",
@@ -127,7 +131,7 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
         source, digest = prepare_source(folder, plan.size)
         peers = start_peers(options, folder, recorder)
         machine["idle_share_of_a_core"] = round(idle_share(peers), 3)
-        bench = Bench(plan, source, digest, peers, recorder)
+        bench = Bench(plan, source, digest, peers, recorder, options.database_url)
         for name in CASES:
             if not options.cases or name in options.cases:
                 say(f"{name}: {CASES[name].__doc__}")

@@ -56,6 +56,7 @@ class Bench:
     sha256: str
     peers: list[Peer]
     recorder: results.Recorder
+    database_url: str = ""
     placed: dict[str, str] = field(default_factory=dict)  # peer -> the name of its big file
 
     def client(self, peer: Peer, kind: str, **job: Any) -> dict[str, Any]:
