@@ -72,9 +72,9 @@ def moves(
     """The moves that bring the loads to their goals, as far as these segments allow; empty within the tolerance.
 
     No move puts two copies of a segment into one domain (`domains` knows every broker's, also of those that take
-    no part), fills a broker beyond its headroom, or makes the whole more uneven: the sum of the squared distances
-    from the goals falls with each. So it ends, and the moves of a plan that was carried out leave none to plan.
-    With `most` it ends at about so many bytes."""
+    no part), not even while another copy of it has not moved yet; none fills a broker beyond its headroom, or makes
+    the whole more uneven: the sum of the squared distances from the goals falls with each. So planning again and
+    again what was carried out ends. With `most` it ends at about so many bytes."""
     goal = goals(loads)
     over = {load.id: load.held - goal[load.id] for load in loads}
     room = {load.id: load.room for load in loads}
@@ -90,12 +90,14 @@ def moves(
         source = place[replica]
         if source not in over:
             return None
-        taken = {domains[place[other]] for other in held.at if other != replica}
-        holding = {place[other] for other in held.at}
+        # Where the other copies will be, and where they are until then: a move that waits for another one's end
+        # could wait for ever.
+        others = [other for other in held.at if other != replica]
+        taken = {domains[broker] for other in others for broker in (place[other], held.at[other])}
         fitting = [
             to
             for to in over
-            if to not in holding
+            if to != source
             and domains[to] not in taken
             and over[source] - over[to] > held.size
             and (off(source) or off(to))

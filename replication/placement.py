@@ -229,8 +229,8 @@ def plan(
 
 def _leaving(replicas: Sequence[Have], targets: Mapping[int, Target]) -> dict[int, str]:
     """The replicas that are to go from where they are, with the reason. One that moves leaves only once its copy
-    stands at the other broker."""
-    stored = {r.broker for r in replicas if r.state == State.STORED}
+    stands at the other broker, and stays there."""
+    stored = {r.broker for r in replicas if r.state == State.STORED and r.to is None}
     reasons = {}
     for r in replicas:
         if targets[r.broker].leaving:
