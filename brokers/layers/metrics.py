@@ -13,15 +13,20 @@ from brokers.layers.call import Call, Handler
 
 # Weight of the newest sample in the moving average.
 NEWEST = 0.2
+# Without a sample for so many seconds the average halves, again and again: a broker that was slow once is asked again
+# some time, and not passed over for ever.
+FORGET = 120.0
 
 
 @dataclass
 class Operation:
-    """One kind of call: how often, with which errors (by code), and the moving average of its seconds."""
+    """One kind of call: how often, with which errors (by code), and the moving average of its seconds, whose newest
+    sample came at `at`."""
 
     calls: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     latency: float | None = None
+    at: float = 0.0
 
 
 class Metrics:
@@ -51,12 +56,16 @@ class Metrics:
             # ranks a broker lower as well. Quick refusals must not make it look fast.
             if error is None or isinstance(error, NotFound | RangeError) or error.temporary:
                 before = operation.latency
+                operation.at = clock.monotonic()
                 if error is not None and error.temporary and before is not None and seconds < before:
                     return
                 operation.latency = seconds if before is None else before + NEWEST * (seconds - before)
 
     def latency(self, operation: str) -> float | None:
-        """Moving average in seconds, None before the first sample."""
+        """Moving average in seconds, None before the first sample; what is old counts less and less."""
         with self._lock:
             found = self.operations.get(operation)
-            return found.latency if found else None
+            if found is None or found.latency is None:
+                return None
+            halved = max(0.0, clock.monotonic() - found.at) // FORGET
+            return found.latency * 0.5**halved

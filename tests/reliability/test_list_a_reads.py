@@ -305,6 +305,26 @@ def test_a10_a_slow_broker_is_asked_last(
     at_rest(memory_places, three, drive)
 
 
+def test_a10_a_broker_that_was_slow_is_asked_again_some_time(
+    three: list[Broker], memory_places: Places, clock: VirtualClock, drive: Drive
+) -> None:
+    """It was slow for a while, and nobody asked it: its share of the reads comes back without a restart."""
+    Broker.objects.filter(name="c").update(weight=0)
+    drive.keep("file", b"x" * 1000)
+    with script(*three[:2]) as [one, two]:
+        one.delay("get", 2.0, on=1)
+        two.delay("get", 0.01)
+        for _ in range(5):
+            drive.get("file")
+        before = one.count("get")
+        assert before <= 1
+        for _minute in range(30):
+            clock.advance(minutes=1)
+            drive.get("file")
+        assert one.count("get") > before
+    at_rest(memory_places, three, drive)
+
+
 # -- A20 -----------------------------------------------------------------------------------------------------
 
 
