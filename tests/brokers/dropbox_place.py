@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from brokers.drivers.dropbox import DropboxBroker
+from brokers.services import check_options
 from tests.servers.fake_dropbox import FakeDropbox
 
 
@@ -22,3 +24,19 @@ def dropbox_fixture(one_dropbox: FakeDropbox, monkeypatch: pytest.MonkeyPatch) -
     one_dropbox.bodies.clear()
     one_dropbox.take_over(monkeypatch)
     return one_dropbox
+
+
+def made(dropbox: FakeDropbox, **more: str) -> DropboxBroker:
+    """The driver with a refresh token."""
+    plain, secrets = check_options("dropbox", dropbox.options(**more))
+    return DropboxBroker({**plain, **secrets})
+
+
+@pytest.fixture(name="broker")
+def broker_fixture(dropbox: FakeDropbox) -> Iterator[DropboxBroker]:
+    """With a token already, and nothing recorded."""
+    opened = made(dropbox)
+    opened.prepare()
+    dropbox.calls.clear()
+    yield opened
+    opened.close()

@@ -178,6 +178,10 @@ class FakeDropbox(FaultServer):
         with self._mutex:
             self._store(path, data)
 
+    def about(self, path: str) -> dict[str, Any]:
+        """What an upload or a download tells of a file."""
+        return self._about(self.entries[path.lower()], tag=False)
+
     def remove(self, path: str) -> None:
         with self._mutex:
             self._remove(path.lower())
