@@ -18,7 +18,7 @@ from typing import Any
 
 from brokers import endpoint
 from brokers.driver import MAX_OBJECT_SIZE, CloudBroker, StorageInfo, StoredFile
-from brokers.drivers.dropbox_errors import EXPIRED, Refused
+from brokers.drivers.dropbox_errors import EXPIRED, MISSING, Refused
 from brokers.drivers.dropbox_options import DropboxOptions
 from brokers.errors import (
     BrokerError,
@@ -56,9 +56,7 @@ class DropboxBroker(CloudBroker):
         try:
             import brokers.drivers.dropbox_client  # noqa: F401
         except ImportError:
-            raise Misconfigured(
-                "driver 'dropbox' needs the Python package dropbox; install it and start again"
-            ) from None
+            raise Misconfigured(MISSING) from None
         folder = str(self.options.get("folder") or "")
         self._folder = f"/{folder}" if folder else ""
         self._fresh()
@@ -97,7 +95,11 @@ class DropboxBroker(CloudBroker):
                 raise
             return self._taken(filename, len(file_data), digest)
         with self._errors():
-            if told.size != len(file_data) or told.content_hash != digest or told.path_lower != path.lower():
+            if (
+                told.size != len(file_data)
+                or (told.content_hash or digest) != digest
+                or told.path_lower != path.lower()
+            ):
                 # Not what an object of ours may be: it goes again, and the call can be repeated.
                 self._client.files_delete_v2(str(told.path_lower), parent_rev=told.rev)
                 raise Unavailable("Dropbox stored something else than it was sent")

@@ -25,7 +25,9 @@ from brokers.errors import (
     Unavailable,
 )
 
+MISSING = "driver 'dropbox' needs the Python package dropbox; install it and start again"
 CONNECT_AGAIN = "obtain a new refresh token (manage.py dropbox_connect)"
+REVOKED = f"the refresh token was revoked, or belongs to another app; {CONNECT_AGAIN}"
 EXPIRED = f"the access token has expired, as each one does after some hours; {CONNECT_AGAIN}"
 # No error of Dropbox's is longer.
 LONGEST = 65536
@@ -53,10 +55,7 @@ _TAGS: dict[str, tuple[type[BrokerError], str]] = {
     "user_suspended": (Unauthorized, "the account is suspended"),
     "invalid_access_token": (Unauthorized, f"Dropbox does not accept the token any more; {CONNECT_AGAIN}"),
     "expired_access_token": (Unauthorized, EXPIRED),
-    "invalid_grant": (
-        Unauthorized,
-        f"the refresh token was revoked, or belongs to another app; {CONNECT_AGAIN}",
-    ),
+    "invalid_grant": (Unauthorized, REVOKED),
     "invalid_client": (Unauthorized, "the app key or the app secret is wrong"),
     "unauthorized_client": (Unauthorized, "the app key or the app secret is wrong"),
 }

@@ -274,6 +274,18 @@ def test_a_delete_never_takes_a_folder(dropbox, broker):
     assert dropbox.routes() == ["files/delete_v2"]
 
 
+def test_tidying_leaves_what_holds_files(dropbox, broker):
+    dropbox.put("/cs-check/one/a/x", b"of another run")
+    dropbox.put("/cs-check/two/a/b/x", b"of this run")
+    dropbox.remove("/cs-check/two/a/b/x")
+    broker.tidy("cs-check")
+    assert set(dropbox.entries) == {"/cs-check", "/cs-check/one", "/cs-check/one/a", "/cs-check/one/a/x"}
+    dropbox.remove("/cs-check/one/a/x")
+    for _ in range(2):
+        broker.tidy("cs-check")
+        assert not dropbox.entries
+
+
 def test_the_room_is_the_accounts(dropbox, broker):
     dropbox.total = 10_000
     broker.upload_file(bytes(500), new_object_key())
