@@ -241,6 +241,17 @@ def test_what_goes_while_a_listing_runs_is_not_listed(dropbox, broker):
     assert {first, *(entry.path for entry in listing)} == {*names} - {gone}
 
 
+def test_what_changes_while_a_listing_runs_is_listed_once(dropbox, broker):
+    for name in (MARKER_NAME, "cs-probe", "cs-x"):
+        broker.upload_file(b"x", name)
+    changed = {".tag": "file", **dropbox.about(f"/{MARKER_NAME}")}
+    last = told({"entries": [changed], "cursor": "2-1", "has_more": False})
+    broker.list_page = 3
+    dropbox.most_entries = 2
+    dropbox.rules.append(lambda call: last if call.route.endswith("continue") else None)
+    assert [entry.path for entry in broker.list_files("")] == [MARKER_NAME, "cs-probe"]
+
+
 def test_a_prefix_asks_for_its_folder_alone(dropbox, broker):
     broker.upload_file(b"x", "cs-meta/1")
     dropbox.calls.clear()

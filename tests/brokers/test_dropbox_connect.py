@@ -330,6 +330,15 @@ def test_what_is_wrong_is_shown_beside_what_was_typed(dropbox, root, bare):
     assert "begin again" in page and 'name="app_key"' in page
 
 
+def test_a_wrong_secret_shows_when_it_is_used(dropbox, root, bare):
+    here = f"{PAGE}?broker={bare.pk}"
+    address, state = parts(root.post(here, {"app_key": APP_KEY, "app_secret": "wrong"}))
+    response = root.post(here, {"state": state, "code": dropbox.authorize(address)})
+    page = response.content.decode()
+    assert "app secret is wrong" in page and f'<a href="{here}">begin again</a>' in page
+    assert credentials.open_secrets(Broker.objects.get()) == {"access_token": ACCESS_TOKEN}, "as it was"
+
+
 def test_a_step_of_somebody_else_is_not_taken(dropbox, root, client):
     address, state = parts(root.post(PAGE, {"app_key": APP_KEY}))
     client.force_login(get_user_model().objects.create_superuser("eve", "eve@example.com", "pw"))
