@@ -131,6 +131,7 @@ class FakeDropbox(FaultServer):
         """An empty account with one app, connected; no rules, nothing recorded."""
         with self._mutex:
             self._numbers = itertools.count(1)
+            self.release.clear()
             self._cursors: dict[str, list[str]] = {}
             self.entries: dict[str, Entry] = {}
             self.rules: list[Rule] = []
