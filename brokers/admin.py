@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
@@ -9,12 +10,12 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 
-from brokers import health, registry, services
+from brokers import dropbox_admin, health, registry, services
 from brokers.errors import BrokerError
 from brokers.forms import OPTION, form_for
 from brokers.models import Broker, BrokerEvent
@@ -55,7 +56,8 @@ class BrokerAdmin(admin.ModelAdmin):
         own = ["name", "domain", "weight"]
         sets: list[Any] = [(None, {"fields": ["driver", *own, "enabled"] if obj else own})]
         if options:
-            sets.append((f"Options of {registry.get(slug).label}", {"fields": options}))
+            more = {"fields": options, "description": dropbox_admin.link(slug, obj)}
+            sets.append((f"Options of {registry.get(slug).label}", more))
         if obj:
             sets.append(("Health", {"fields": SHOWN}))
         return sets
@@ -66,6 +68,10 @@ class BrokerAdmin(admin.ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Broker | None = None) -> bool:
         # Its replicas have to go elsewhere first: that is the console's drain, not a delete.
         return False
+
+    def get_urls(self) -> list[URLPattern]:
+        page = self.admin_site.admin_view(partial(dropbox_admin.page, model_admin=self))
+        return [path("dropbox/", page, name=dropbox_admin.URL), *super().get_urls()]
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         if "driver" not in request.GET:

@@ -26,6 +26,7 @@ BUILT_IN = {
     "s3": "brokers.drivers.s3.S3Broker",
     "gcs": "brokers.drivers.gcs.GoogleCloudBroker",
     "storage": "brokers.drivers.storage.StorageBroker",
+    "dropbox": "brokers.drivers.dropbox.DropboxBroker",
     "mega": "brokers.drivers.mega.MegaBroker",
     "memory": "brokers.drivers.memory.MemoryBroker",
 }
