@@ -185,7 +185,7 @@ def _loads() -> list[Load]:
         of[row["broker"]] = of.get(row["broker"], 0) + row["size"]
     return [
         Load(t.id, t.domain, held.get(t.id, 0), t.available, t.weight, doomed.get(t.id, 0))
-        for t in targets.load().values()
+        for t in targets.load(background=True).values()
         if t.writable
     ]
 
