@@ -272,6 +272,7 @@ LOGGING: dict[str, Any] = {
     "loggers": {
         "django.server": {"handlers": ["console"], "level": "WARNING", "propagate": False},
         "botocore": {"level": "WARNING"},
+        "urllib3.connectionpool": {"level": "INFO"},  # addresses may carry secrets
         "python_multipart": {"level": "ERROR"},  # a client's malformed body is the client's trouble
         "celery.worker.strategy": {"level": "WARNING"},  # a line for each task that arrives
         "celery.beat": {"level": "WARNING"},
