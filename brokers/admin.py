@@ -15,33 +15,54 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 
-from brokers import dropbox_admin, health, registry, services
+from brokers import degraded, dropbox_admin, health, history, limits, registry, services
 from brokers.errors import BrokerError
 from brokers.forms import OPTION, form_for
-from brokers.models import Broker, BrokerEvent
+from brokers.models import Broker, BrokerAlert, BrokerEvent
+from brokers.state import words_of
 
 SHOWN = [
-    "health", "health_reason", "health_detail", "health_since", "checked_at", "latency_ms",
-    "total", "used", "available", "measured_at", "blank_adopted_at", "marker",
+    "state", "health", "health_reason", "health_detail", "health_since", "checked_at", "latency_ms",
+    "p95", "error_rate", "degraded_since", "degraded_reason", "degraded_detail", "incident", "incident_since",
+    "total", "used", "available", "held", "measured_at", "traffic_over_until", "blank_adopted_at", "marker",
 ]  # fmt: skip
 
 
 @admin.register(Broker)
 class BrokerAdmin(admin.ModelAdmin):
-    list_display = ["name", "driver", "domain", "state", "available_gb", "weight", "enabled", "checked_at"]
+    list_display = [
+        "name", "driver", "domain", "state", "p95", "error_rate", "room_gb", "weight", "enabled", "checked_at",
+    ]  # fmt: skip
     list_filter = ["driver", "health", "enabled"]
     search_fields = ["name", "domain"]
     readonly_fields = ["driver", *SHOWN]
     actions = ["poll_now", "write_marker"]
 
-    @admin.display(description="health", ordering="health")
+    @admin.display(description="state", ordering="health")
     def state(self, broker: Broker) -> str:
-        reason = f" ({broker.health_reason})" if broker.health_reason else ""
-        return f"{broker.get_health_display()}{reason}"
+        return words_of(broker)
 
-    @admin.display(description="available", ordering="available")
-    def available_gb(self, broker: Broker) -> str:
-        return "not told" if broker.available is None else f"{broker.available / 1e9:.1f} GB"
+    def _recent(self, broker: Broker) -> history.Counts:
+        """The last quarter of an hour, read once for a row."""
+        found: history.Counts | None = getattr(broker, "_recent_counts", None)
+        if found is None:
+            found = history.recent([broker.pk], degraded.WINDOW)[broker.pk]
+            broker._recent_counts = found  # type: ignore[attr-defined]
+        return found
+
+    @admin.display(description="p95 of reads")
+    def p95(self, broker: Broker) -> str:
+        seconds = self._recent(broker).quantile("get", 0.95)
+        return "no reads" if seconds is None else f"{seconds * 1000:.0f} ms"
+
+    @admin.display(description="errors")
+    def error_rate(self, broker: Broker) -> str:
+        counts = self._recent(broker)
+        return f"{counts.error_rate:.1%} of {counts.calls}" if counts.calls else "no calls"
+
+    @admin.display(description="room", ordering="available")
+    def room_gb(self, broker: Broker) -> str:
+        return "not told" if broker.room is None else f"{broker.room / 1e9:.1f} GB"
 
     # -- the form -----------------------------------------------------------------------------------------
 
@@ -55,6 +76,7 @@ class BrokerAdmin(admin.ModelAdmin):
         options = [OPTION + name for name in registry.get(slug).form.base_fields]
         own = ["name", "domain", "weight"]
         sets: list[Any] = [(None, {"fields": ["driver", *own, "enabled"] if obj else own})]
+        sets.append(("Limits", {"fields": list(limits.FIELDS)}))
         if options:
             more = {"fields": options, "description": dropbox_admin.link(slug, obj)}
             sets.append((f"Options of {registry.get(slug).label}", more))
@@ -130,18 +152,28 @@ class BrokerAdmin(admin.ModelAdmin):
                 self.message_user(request, f"{broker.name}: marker written; {self.state(polled)}")
 
 
+class _ReadOnly(admin.ModelAdmin):
+    """Rows to look at."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
 @admin.register(BrokerEvent)
-class BrokerEventAdmin(admin.ModelAdmin):
+class BrokerEventAdmin(_ReadOnly):
     list_display = ["at", "broker", "kind", "detail"]
     list_filter = ["kind", "broker"]
     list_select_related = ["broker"]
     date_hierarchy = None
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
 
-    def has_change_permission(self, request: HttpRequest, obj: BrokerEvent | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: BrokerEvent | None = None) -> bool:
-        return False
+@admin.register(BrokerAlert)
+class BrokerAlertAdmin(_ReadOnly):
+    list_display = ["at", "name", "before", "after", "reason", "channel", "attempts", "sent_at", "failure"]
+    list_filter = ["channel", "after"]

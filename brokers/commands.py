@@ -8,6 +8,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from brokers import history
+
 
 class JsonCommand(BaseCommand):
     """A command with `--json`: subclasses implement `add_options` and `handle`, and end in `report`."""
@@ -15,6 +17,13 @@ class JsonCommand(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON document instead of words")
         self.add_options(parser)
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """Runs the command; what it asked of the brokers goes into their history."""
+        try:
+            return super().execute(*args, **options)
+        finally:
+            history.flush()
 
     def add_options(self, parser: CommandParser) -> None:
         """Arguments of this command beside `--json`."""

@@ -73,6 +73,12 @@ class ReadOnly(PermanentError):
     code = "read_only"
 
 
+class OverLimit(PermanentError):
+    """The operator's own limit is reached: the broker was not asked."""
+
+    code = "over_limit"
+
+
 class TemporaryError(BrokerError):
     """Trying again later can help. Nothing is known of the effect."""
 

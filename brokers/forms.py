@@ -7,7 +7,7 @@ from typing import Any
 
 from django import forms
 
-from brokers import registry, services
+from brokers import limits, registry, services
 from brokers.errors import BrokerError
 from brokers.models import Broker
 
@@ -23,7 +23,12 @@ class BrokerForm(forms.ModelForm):
 
     class Meta:
         model = Broker
-        fields = ["name", "domain", "weight", "enabled"]
+        fields = ["name", "domain", "weight", "enabled", *limits.FIELDS]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in limits.FIELDS:
+            self.fields[name].required = False
 
     def options(self) -> dict[str, Any]:
         """The options as they were typed, for the services, which run the driver's own form over them."""
@@ -51,6 +56,7 @@ class BrokerForm(forms.ModelForm):
     def _save_by_services(self) -> Broker:
         data = self.cleaned_data
         own = {"name": data["name"], "domain": data["domain"], "weight": data["weight"]}
+        own["allowed"] = {name: None if data[name] == "" else data[name] for name in limits.FIELDS}
         if self.instance.pk is None:
             return services.add_broker(driver=self.kind.slug, options=self.options(), **own)
         saved = services.update_broker(self.instance.pk, options=self.options(), **own)

@@ -3,7 +3,7 @@
 A broker goes down with one bad poll and comes up with two good ones, so that one that flaps stays down. Whether
 the place is the right one is told by its marker. A place that answers but holds nothing of ours is "blank":
 after a dwell it is taken over again, and everything stored there before counts as lost (`adopted`). Everything
-else is an outage, which is never a loss.
+else is an outage, which is never a loss: so many objects missing or refused at once are one too (an incident).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
-from brokers import clock, marker
+from brokers import clock, history, marker
 from brokers.driver import StorageInfo
 from brokers.errors import (
     BrokerError,
@@ -27,20 +27,19 @@ from brokers.errors import (
     InvalidKey,
     NotFound,
     OutOfSpace,
+    OverLimit,
     RangeError,
     ReadOnly,
     TooLarge,
 )
 from brokers.layers import guard
-from brokers.models import Broker, BrokerEvent, Health
+from brokers.models import FULL_MARGIN, Broker, BrokerEvent, Health
 from brokers.open import OpenBroker, open_broker
+from brokers.state import OBJECTS_MISSING
 
 log = logging.getLogger(__name__)
 
 QUICK = timedelta(seconds=15)
-# A broker takes no new copies below the first, and again only above the second.
-FULL_BELOW = 64 * 1024 * 1024
-FULL_UNTIL = 128 * 1024 * 1024
 GOOD_POLLS = 2
 # While one process polls, the others leave the broker alone for so long.
 LEASE = timedelta(seconds=60)
@@ -50,8 +49,10 @@ BLANK = "blank"
 MARKER_MISSING = "marker_missing"
 WRONG_MARKER = "wrong_marker"
 
-OBJECTS_MISSING = "objects_missing"
-INCIDENT_TOLD = timedelta(hours=1)
+# How often a sample of a broker's objects is looked at during an incident.
+INCIDENT_LOOK = timedelta(minutes=5)
+# For so long after an operator's confirmation what is missing is believed, however much it is.
+INCIDENT_CONFIRMED = timedelta(days=7)
 
 _RANK = {Health.OFFLINE: 0, Health.READ_ONLY: 1, Health.FULL: 1, Health.ONLINE: 2}
 
@@ -101,22 +102,77 @@ def poll_due() -> int:
 def note_failure(broker_id: int, error: BrokerError) -> None:
     """The data path met an error: poll the broker at the next occasion. Errors that speak of one object only,
     and not of the place, change nothing."""
-    if isinstance(error, Corrupt | RangeError | InvalidKey | TooLarge):
+    if isinstance(error, Corrupt | RangeError | InvalidKey | TooLarge | OverLimit):
         return
     now = clock.now()
     Broker.objects.filter(pk=broker_id, enabled=True, check_at__gt=now).update(check_at=now)
 
 
-def note_incident(broker_id: int, missing: int, of: int) -> None:
-    """So many objects are missing at once that something happened to the broker rather than to them: told to the
-    operator, in the journal and in the log, once an hour at most."""
+def note_incident(broker_id: int, missing: int, of: int, kind: str = OBJECTS_MISSING) -> bool:
+    """So many objects are missing (or refused: `state.OBJECTS_REFUSED`) at once that something happened to the broker
+    rather than to them: it is OFFLINE with that reason, and its replicas stay, until a sample of its objects is
+    there again (`end_incident`) or an operator confirms the loss (`confirm_loss`). Told once, in the journal and in
+    the log. Idempotent; True when this call did it."""
     now = clock.now()
-    told = BrokerEvent.objects.filter(broker=broker_id, kind=OBJECTS_MISSING, at__gt=now - INCIDENT_TOLD)
-    if told.exists():
-        return
-    detail = f"{missing} objects of {of} are missing at once; this counts as an outage for the repair dwell"
-    event = BrokerEvent.objects.create(broker_id=broker_id, at=now, kind=OBJECTS_MISSING, detail=detail)
+    how = "are missing" if kind == OBJECTS_MISSING else "are refused"
+    detail = f"{missing} objects of {of} {how} at once; this is an outage until they are back or you confirm"
+    with transaction.atomic():
+        mine = Broker.objects.filter(pk=broker_id, enabled=True, incident="")
+        if not mine.update(
+            incident=kind, incident_since=now, incident_look_at=now + INCIDENT_LOOK,
+            health=Health.OFFLINE, health_reason=kind, health_detail=detail, health_since=now, successes=0,
+        ):  # fmt: skip
+            return False
+        event = BrokerEvent.objects.create(broker_id=broker_id, at=now, kind=kind, detail=detail)
     log.warning("broker %s: %s", event.broker.name, detail)
+    return True
+
+
+def incident_due() -> list[Broker]:
+    """Brokers with an incident of which a sample is to be looked at now. Each is given to one caller."""
+    now = clock.now()
+    due = []
+    for broker in Broker.objects.filter(enabled=True, incident_look_at__lte=now).exclude(incident=""):
+        mine = Broker.objects.filter(pk=broker.pk, incident_look_at=broker.incident_look_at)
+        if mine.update(incident_look_at=now + INCIDENT_LOOK):
+            due.append(broker)
+    return due
+
+
+def end_incident(broker_id: int) -> Broker:
+    """A sample of the objects is there again: the broker returns by its next good polls. Idempotent."""
+    return _end_incident(broker_id, "incident_ended", "a sample of its objects is there again")
+
+
+def confirm_loss(broker_id: int) -> Broker:
+    """An operator says that what is missing is lost: the broker returns by its next good polls, and each object
+    that it does not have counts as lost as soon as it is looked at, however many they are. Idempotent; does nothing
+    without an incident."""
+    now = clock.now()
+    return _end_incident(
+        broker_id, "loss_confirmed", "what is missing counts as lost", incident_confirmed_at=now
+    )
+
+
+def _end_incident(broker_id: int, kind: str, detail: str, **changes: Any) -> Broker:
+    guard.check()
+    now = clock.now()
+    with transaction.atomic():
+        mine = Broker.objects.filter(pk=broker_id).exclude(incident="")
+        if mine.update(
+            incident="", incident_since=None, incident_look_at=None, check_at=now, successes=0, **changes
+        ):
+            BrokerEvent.objects.create(broker_id=broker_id, at=now, kind=kind, detail=detail)
+            ended = True
+        else:
+            ended = False
+    return poll(broker_id) if ended else Broker.objects.get(pk=broker_id)
+
+
+def loss_confirmed(broker: Broker) -> bool:
+    """Whether an operator said lately that what is missing there is lost."""
+    at = broker.incident_confirmed_at
+    return at is not None and clock.now() - at < INCIDENT_CONFIRMED
 
 
 def adopted(broker: Broker) -> datetime | None:
@@ -176,11 +232,24 @@ def observe(broker: Broker, opened: OpenBroker) -> Observation:
     except BrokerError as error:
         log.info("%s does not tell its capacity: %s", broker.name, error.code)
         return Observation(health, reason, detail[:500], latency, None)
-    available = info["available"]
-    enough = FULL_UNTIL if broker.health == Health.FULL else FULL_BELOW
-    if health == Health.ONLINE and available is not None and available < enough:
-        health, reason, detail = Health.FULL, OutOfSpace.code, f"{available} bytes are available"
+    if health == Health.ONLINE and (words := _lack_of_room(broker, info)):
+        health, reason, detail = Health.FULL, OutOfSpace.code, words
     return Observation(health, reason, detail[:500], latency, info)
+
+
+def _lack_of_room(broker: Broker, info: StorageInfo) -> str:
+    """Why there is too little room for new copies; empty when there is enough. A full broker needs a margin more
+    than one that is not."""
+    now = Broker(
+        available=info["available"], used=info["used"], capacity_limit=broker.capacity_limit, held=broker.held
+    )
+    unused = now.unused
+    enough = broker.reserve + (FULL_MARGIN if broker.health == Health.FULL else 0)
+    if unused is None or unused >= enough:
+        return ""
+    if now.available is not None and now.available == unused:
+        return f"{unused} bytes are available"
+    return f"{unused} bytes are left of the {broker.capacity_limit} that it may hold"
 
 
 def _without_marker(opened: OpenBroker) -> Observation:
@@ -210,6 +279,7 @@ def _unchanged(broker: Broker) -> Any:
         checked_at=broker.checked_at,
         successes=broker.successes,
         failures=broker.failures,
+        incident=broker.incident,
     )
 
 
@@ -243,8 +313,14 @@ def _events(broker: Broker, changes: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _next(broker: Broker, seen: Observation) -> dict[str, Any]:
-    """The row's new values. ONLINE or not known -> worse at once; worse -> better with the second good poll."""
+    """The row's new values. ONLINE or not known -> worse at once; worse -> better with the second good poll.
+    While there is an incident a place that answers is OFFLINE all the same."""
     now = clock.now()
+    if seen.info is not None:
+        history.note_capacity(broker.pk, seen.info["used"], seen.info["available"])
+    if broker.incident and seen.health != Health.OFFLINE:
+        detail = broker.health_detail if broker.health_reason == broker.incident else ""
+        seen = replace(seen, health=Health.OFFLINE, reason=broker.incident, detail=detail)
     current = Health(broker.health)
     failures = 0 if seen.health == Health.ONLINE else broker.failures + 1
     changes: dict[str, Any] = {
@@ -336,6 +412,8 @@ def _adopt(broker: Broker) -> Broker:
             successes=0,
             check_at=clock.now() + _backoff(changes["failures"]),
         )
+        # What was there is lost for certain now.
+        changes.update(incident="", incident_since=None, incident_look_at=None)
         events = [("blank_adopted", "the place was empty; what was stored there before counts as lost")]
     _write(broker, changes, [*events, *_events(broker, changes)])
     broker.refresh_from_db()

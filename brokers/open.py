@@ -10,10 +10,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from brokers import credentials, registry
+from brokers import credentials, history, registry
 from brokers.driver import Buffer, CloudBroker, StorageInfo, StoredFile
 from brokers.errors import Misconfigured
 from brokers.keyring import KeyringError
@@ -23,7 +24,7 @@ from brokers.layers.deadline import Deadline
 from brokers.layers.guard import Guard
 from brokers.layers.metrics import Metrics
 from brokers.layers.retry import Retry
-from brokers.layers.throttle import Throttle
+from brokers.layers.throttle import Allowance, Throttle, allowance_of
 from brokers.models import Broker
 
 CONCURRENCY = 8
@@ -37,13 +38,24 @@ class OpenBroker:
     """A driver behind its layers. Safe to use from many threads. Methods raise `BrokerError` subclasses, or
     IoInTransaction when called inside a transaction."""
 
-    def __init__(self, driver: Any, name: str = "broker", limits: Mapping[str, Limit] | None = None) -> None:
+    def __init__(
+        self,
+        driver: Any,
+        name: str = "broker",
+        limits: Mapping[str, Limit] | None = None,
+        *,
+        record: history.Recorder | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
         full = complete(driver)
+        allowed = allowance or Allowance()
         concurrency = max(1, int(getattr(full, "concurrency", CONCURRENCY)))
+        concurrency = min(concurrency, allowed.concurrency or concurrency)
         self.name = name
         self._driver = full
         self._deadline = Deadline(Adapt(full), concurrency + SPARE_THREADS, name)
-        self._metrics = Metrics(Retry(Throttle(self._deadline, concurrency), limits or LIMITS, name))
+        self._throttle = Throttle(self._deadline, concurrency, allowed)
+        self._metrics = Metrics(Retry(self._throttle, limits or LIMITS, name), record)
         self._call = Guard(self._metrics)
         self._lock = threading.Lock()
         self._running = 0
@@ -116,6 +128,10 @@ class OpenBroker:
         """Moving average of the seconds that an operation ("get", "put", ...) takes in this process."""
         return self._metrics.latency(operation)
 
+    def refuse_until(self, until: datetime | None) -> None:
+        """Let no object be read or written before then: the operator's hard limit is reached. None ends that."""
+        self._throttle.refused_until = until
+
     @property
     def hanging(self) -> int:
         """Calls that run at this moment, the ones that nobody waits for any more among them."""
@@ -156,6 +172,12 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def open_broker(broker: Broker) -> OpenBroker:
     """The layered broker of a saved row; opening does no provider IO. Raises Misconfigured."""
+    opened = _opened(broker)
+    opened.refuse_until(broker.traffic_over_until if broker.monthly_hard else None)
+    return opened
+
+
+def _opened(broker: Broker) -> OpenBroker:
     key = (broker.marker, broker.revision)
     with _lock:
         found = _open.get(broker.pk)
@@ -187,7 +209,8 @@ def connect(broker: Broker) -> OpenBroker:
         if pk in (None, broker.pk):
             driver = complete(driver) if wrapper is None else wrapper(complete(driver))
             limits = its_limits or limits
-    return OpenBroker(driver, broker.name, limits)
+    record = None if broker.pk is None else history.recorder(broker.pk)
+    return OpenBroker(driver, broker.name, limits, record=record, allowance=allowance_of(broker))
 
 
 def forget(broker_id: int | None = None) -> None:

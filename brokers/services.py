@@ -10,7 +10,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
-from brokers import clock, credentials, health, marker, registry
+from brokers import clock, credentials, health, limits, marker, registry
 from brokers.errors import Misconfigured
 from brokers.layers import guard
 from brokers.models import Broker, BrokerEvent, Health
@@ -67,19 +67,21 @@ def add_broker(
     *,
     weight: float = 1.0,
     adopt: bool = False,
+    allowed: Mapping[str, Any] | None = None,
 ) -> Broker:
     """Connect a place: check the options, prepare the place, mark it, poll it: -> the saved row.
 
-    `options` holds plain and secret ones. A place that carries the marker of another broker is refused (two
-    brokers on one place would count as two copies); one that holds objects without a broker in this database is
-    taken over only with `adopt`. Outside any transaction. Raises InvalidOptions, Misconfigured, or what the
-    provider raises; then no row is left."""
+    `options` holds plain and secret ones, `allowed` the operator's limits (`brokers.limits.FIELDS`). A place that
+    carries the marker of another broker is refused (two brokers on one place would count as two copies); one that
+    holds objects without a broker in this database is taken over only with `adopt`. Outside any transaction. Raises
+    InvalidOptions, Misconfigured, or what the provider raises; then no row is left."""
     guard.check()
     plain, secrets = check_options(driver, options)
     broker = Broker(
         name=name.strip(), driver=driver, domain=domain.strip(), options=plain, weight=weight,
         check_at=clock.now() + ADDING,
     )  # fmt: skip
+    _apply_limits(broker, allowed or {})
     _check_row(broker)
     credentials.seal_secrets(broker, secrets)
     opened = connect(broker)
@@ -112,10 +114,12 @@ def update_broker(
     domain: str | None = None,
     weight: float | None = None,
     options: Mapping[str, Any] | None = None,
+    allowed: Mapping[str, Any] | None = None,
 ) -> Broker:
-    """Change what is given: -> the row. Of `options`, those that are left out keep their value, as does a secret
-    given as "". New options or secrets must lead to the same place: its marker is read through them before
-    anything changes. Raises InvalidOptions, StaleBroker, Misconfigured, or what the provider raises."""
+    """Change what is given: -> the row. Of `options` and `allowed` (the operator's limits, None for no limit), those
+    that are left out keep their value, as does a secret given as "". New options or secrets must lead to the same
+    place: its marker is read through them before anything changes. Raises InvalidOptions, StaleBroker,
+    Misconfigured, or what the provider raises."""
     guard.check()
     broker = Broker.objects.get(pk=broker_id)
     revision = broker.revision
@@ -129,6 +133,8 @@ def update_broker(
     if weight is not None and weight != broker.weight:
         broker.weight = weight
         changed.append("weight")
+    changed_limits = _apply_limits(broker, allowed or {})
+    changed += changed_limits
     if options is not None and _replace_options(broker, options):
         changed.append("options")
     if not changed:
@@ -149,6 +155,7 @@ def update_broker(
                     secrets_key_version=broker.secrets_key_version,
                     revision=broker.revision,
                     check_at=clock.now(),
+                    **_of_limits(broker, changed_limits),
                 )
         except IntegrityError:
             raise _name_taken() from None
@@ -156,7 +163,9 @@ def update_broker(
             raise StaleBroker("somebody else changed this broker meanwhile; look at it again")
         BrokerEvent.objects.create(broker_id=broker_id, kind="changed", detail=", ".join(changed))
     forget(broker_id)
-    return health.poll(broker_id) if "options" in changed else Broker.objects.get(pk=broker_id)
+    # What fits is another question now.
+    asks = {"options", "capacity_limit", "reserve"} & set(changed)
+    return health.poll(broker_id) if asks else Broker.objects.get(pk=broker_id)
 
 
 def set_enabled(broker_id: int, enabled: bool) -> Broker:
@@ -169,6 +178,7 @@ def set_enabled(broker_id: int, enabled: bool) -> Broker:
         changes.update(
             health=Health.UNKNOWN, health_reason="", health_detail="", health_since=clock.now(),
             successes=0, failures=0, blank_since=None,
+            degraded_since=None, degraded_reason="", degraded_detail="", turning_since=None,
         )  # fmt: skip
     with transaction.atomic():
         if Broker.objects.filter(pk=broker_id, enabled=not enabled).update(**changes):
@@ -208,6 +218,23 @@ def write_marker(broker_id: int) -> Broker:
         Broker.objects.filter(pk=broker_id).update(marker_locator=locator, blank_since=None)
         BrokerEvent.objects.create(broker_id=broker_id, kind="marker_written")
     return health.poll(broker_id)
+
+
+def _apply_limits(broker: Broker, allowed: Mapping[str, Any]) -> list[str]:
+    try:
+        return limits.apply(broker, allowed)
+    except ValueError as error:
+        raise InvalidOptions({"": [str(error)]}) from None
+
+
+def _of_limits(broker: Broker, changed: list[str]) -> dict[str, Any]:
+    """The columns of changed limits. What follows from an old one is worked out anew."""
+    columns = {name: getattr(broker, name) for name in changed}
+    if any(name.startswith("monthly_") for name in changed):
+        columns["traffic_over_until"] = None
+    if "capacity_limit" in changed:
+        columns["held_at"] = None
+    return columns
 
 
 def _check_row(broker: Broker) -> None:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from celery import Celery, Task
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 from kombu.exceptions import OperationalError
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,21 @@ def _use_our_logging(**_: Any) -> None:
     from django.conf import settings
 
     logging.config.dictConfig(settings.LOGGING)
+
+
+@worker_process_init.connect
+def _write_history(**_: Any) -> None:
+    """Each process of the worker writes what it counts of the brokers' calls, on a thread of its own."""
+    from brokers import history
+
+    history.start()
+
+
+@worker_process_shutdown.connect
+def _write_last_history(**_: Any) -> None:
+    from brokers import history
+
+    history.stop()
 
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloudstore.settings")

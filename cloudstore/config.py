@@ -212,14 +212,31 @@ class Config:
         sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(default)}
         return dict(self._read(name, parse, sqlite))
 
-    def url(self, name: str, default: str, schemes: set[str]) -> str:
+    def mail(self, name: str, default: str) -> dict[str, Any]:
+        """Django's settings of the mail server."""
+
+        def parse(raw: str) -> dict[str, Any]:
+            hint = "use smtp://USER:PASSWORD@HOST:PORT, or smtp+tls:// or smtp+ssl://"
+            try:
+                found = dict(self.env.email_url_config(raw))
+            except Exception:  # noqa: BLE001 - whatever it is, it may quote the URL with its password
+                raise ValueError(hint) from None
+            if not raw.startswith(("smtp://", "smtp+tls://", "smtp+ssl://")) or not found.get("EMAIL_HOST"):
+                raise ValueError(hint)
+            return found
+
+        return dict(self._read(name, parse, parse(default)))
+
+    def url(self, name: str, default: str, schemes: set[str], *, secret: bool = False) -> str:
+        """An address without its last slash. A `secret` one is kept as it is."""
+
         def parse(raw: str) -> str:
             parts = urlsplit(raw)
             if parts.scheme not in schemes:
                 raise ValueError(f"use one of {', '.join(sorted(schemes))} as the scheme")
             if not parts.hostname and not parts.path.strip("/"):
                 raise ValueError("names no host")
-            return raw.rstrip("/")
+            return raw if secret else raw.rstrip("/")
 
         return str(self._read(name, parse, default))
 

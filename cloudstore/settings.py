@@ -110,6 +110,15 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 
+# Mail. Without EMAIL_URL it goes to the server of this machine.
+for _name, _value in config.mail("EMAIL_URL", "smtp://localhost:25").items():
+    if _name.startswith("EMAIL_") and _value is not None:
+        globals()[_name] = _value
+EMAIL_TIMEOUT = 15
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = config.text(
+    "DEFAULT_FROM_EMAIL", f"cloudstore@{urlsplit(SITE_URL).hostname or 'localhost'}"
+)
+
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_I18N = True
@@ -207,6 +216,14 @@ CLOUDSTORE_BLANK_DWELL = config.integer("CLOUDSTORE_BLANK_DWELL", 120, low=0, hi
 CLOUDSTORE_LOCAL_ROOTS = [CLOUDSTORE_DATA / "brokers", *map(Path, config.items("CLOUDSTORE_LOCAL_ROOTS", []))]
 # Whether brokers may lie at loopback and private addresses, as they do where operators run their own servers.
 CLOUDSTORE_PRIVATE_ENDPOINTS = config.flag("CLOUDSTORE_PRIVATE_ENDPOINTS", True)
+# How many processes share the limits of each broker: those that `make run` keeps, unless told otherwise.
+CLOUDSTORE_LIMIT_SHARES = config.integer("CLOUDSTORE_LIMIT_SHARES", 1 + WORKER_PROCESSES, low=1, high=10_000)
+# How often each process writes down what it counted of the brokers' calls; 0 for never.
+CLOUDSTORE_HISTORY_SECONDS = 60
+# Whom to tell of changes of the brokers' states.
+CLOUDSTORE_ALERT_MAIL = config.items("CLOUDSTORE_ALERT_MAIL", [])
+CLOUDSTORE_ALERT_WEBHOOK = config.url("CLOUDSTORE_ALERT_WEBHOOK", "", {"http", "https"}, secret=True)
+CLOUDSTORE_ALERT_SECRET = config.text("CLOUDSTORE_ALERT_SECRET")
 # replication
 CLOUDSTORE_REPAIR_DWELL = config.seconds("CLOUDSTORE_REPAIR_DWELL", 900, low=0, high=2_592_000)
 CLOUDSTORE_TRIM_DWELL = config.seconds("CLOUDSTORE_TRIM_DWELL", 900, low=0, high=2_592_000)
@@ -231,6 +248,9 @@ CELERY_BEAT_SCHEDULE = {
     name: {"task": task, "schedule": float(seconds), "options": {"expires": float(seconds)}}
     for name, task, seconds in (
         ("poll-brokers", "brokers.tasks.poll_brokers", min(15, CLOUDSTORE_HEALTH_INTERVAL)),
+        ("watch-brokers", "brokers.tasks.watch_brokers", 30),
+        ("send-alerts", "brokers.tasks.send_alerts", 15),
+        ("compact-history", "brokers.tasks.compact_history", 3600),
         ("sweep", "replication.tasks.sweep", CLOUDSTORE_SWEEP_INTERVAL),
         ("scrub", "replication.tasks.scrub", 300),
         ("expire-uploads", "vfs.tasks.expire_uploads", CLOUDSTORE_SWEEP_INTERVAL),
@@ -252,6 +272,7 @@ LOGGING: dict[str, Any] = {
     "loggers": {
         "django.server": {"handlers": ["console"], "level": "WARNING", "propagate": False},
         "botocore": {"level": "WARNING"},
+        "urllib3.connectionpool": {"level": "INFO"},  # addresses may carry secrets
         "python_multipart": {"level": "ERROR"},  # a client's malformed body is the client's trouble
         "celery.worker.strategy": {"level": "WARNING"},  # a line for each task that arrives
         "celery.beat": {"level": "WARNING"},

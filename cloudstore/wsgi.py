@@ -18,6 +18,7 @@ _django = get_wsgi_application()
 
 from django.db import DatabaseError  # noqa: E402 - Django is set up now
 
+from brokers import history  # noqa: E402
 from cloudstore import schema  # noqa: E402
 from vfs.api.problems import CONTENT_TYPE, problem  # noqa: E402
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
     """Django, with the path kept as it came: Django mends what is not UTF-8 in it, and the doors refuse that."""
+    history.start()
     environ["cloudstore.path"] = environ.get("PATH_INFO", "")
     if environ["cloudstore.path"] != "/healthz" and (reason := _refusal()):
         return _refuse(environ, start_response, reason)

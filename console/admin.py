@@ -25,7 +25,15 @@ admin.site.unregister(Broker)
 @admin.register(Broker)
 class OperatedBrokerAdmin(BrokerAdmin):
     list_display = [*BrokerAdmin.list_display, "drains"]
-    actions = [*BrokerAdmin.actions, "drain", "undo_drain", "remove", "rebalance", "stop_rebalance"]
+    actions = [
+        *BrokerAdmin.actions,
+        "drain",
+        "undo_drain",
+        "remove",
+        "rebalance",
+        "stop_rebalance",
+        "confirm_loss",
+    ]
 
     @admin.display(description="drain")
     def drains(self, broker: Broker) -> str:
@@ -56,6 +64,15 @@ class OperatedBrokerAdmin(BrokerAdmin):
                 self.message_user(request, f"{broker.name}: {error}", messages.ERROR)
             else:
                 self.message_user(request, f"{broker.name} was removed")
+
+    @admin.action(description="Confirm: what is missing is lost", permissions=["change"])
+    def confirm_loss(self, request: HttpRequest, brokers: QuerySet[Broker]) -> None:
+        for broker in brokers:
+            if not broker.incident:
+                self.message_user(request, f"{broker.name} has no incident", messages.WARNING)
+                continue
+            row = operations.confirm_loss(broker.pk, _who(request))
+            self.message_user(request, f"{row.name}: what is missing counts as lost; {self.state(row)}")
 
     @admin.action(description="Rebalance all brokers", permissions=["change"])
     def rebalance(self, request: HttpRequest, brokers: QuerySet[Broker]) -> None:

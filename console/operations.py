@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from accounts import audit
 from accounts.models import User
 from brokers.models import Broker
-from replication import drain, rebalance, removal, transfer
+from replication import drain, incidents, rebalance, removal, transfer
 from replication.drain import Progress
 from replication.models import Content
 from replication.rebalance import Outlook
@@ -73,6 +73,17 @@ def undo_drain(broker_id: int, who: Who) -> Progress:
         if before.draining:
             who.record("broker.drain_ended", after.broker, objects=after.objects, bytes=after.bytes)
     return after
+
+
+def confirm_loss(broker_id: int, who: Who) -> Broker:
+    """Say that what a broker with an incident is missing is lost (replication/incidents.py): -> the row. Idempotent:
+    audited when there was an incident. Outside any transaction."""
+    before = Broker.objects.get(pk=broker_id)
+    if before.incident:
+        who.record(
+            "broker.loss_confirmed", before.name, incident=before.incident, detail=before.health_detail
+        )
+    return incidents.confirm(broker_id)
 
 
 def begin_rebalance(who: Who) -> Outlook:

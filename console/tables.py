@@ -40,6 +40,8 @@ LEFT_OUT: dict[str, str] = {
     "accounts.SignInAttempts": "counts of the last minutes; they begin anew",
     "sessions.Session": "people sign in again",
     "vfs.Upload": "an upload in progress ends with the process that receives it",
+    "brokers.BrokerSample": "charts and the month's traffic begin anew",
+    "brokers.BrokerAlert": "each broker's state is told by the database that is used",
     "replication.Orphan": "found anew by listing the brokers",
     "replication.Epoch": "the snapshot's own number says it",
     "replication.Snapshot": "found anew by listing the brokers",

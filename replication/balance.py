@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from replication.placement import HEADROOM
-
 # A broker whose load is off its goal by no more than this part of it is left alone.
 TOLERANCE = 0.05
 
@@ -153,7 +151,7 @@ def after(loads: Iterable[Load], done: Iterable[Move]) -> list[Load]:
 
 
 def _fits(room: int | None, size: int) -> bool:
-    return room is None or room >= size + HEADROOM
+    return room is None or room >= size
 
 
 def _less(room: int | None, size: int) -> int | None:

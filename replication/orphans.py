@@ -61,7 +61,7 @@ def scan(*, delete: bool = True, dry_run: bool = False) -> Report:
     lock = epoch.lock()
     report.locked = lock.reason if lock else ""
     for broker in Broker.objects.all():
-        if not broker.readable:
+        if not broker.readable or broker.over_traffic:
             continue
         try:
             _scan(broker, report, delete=delete and broker.pk in deletable, dry_run=dry_run)

@@ -15,8 +15,6 @@ from replication.models import Replica
 
 State = Replica.State
 
-# Kept free on every broker beside the object itself.
-HEADROOM = 64 * 1024 * 1024
 # A suspect that could not be looked at so often no longer counts, though its broker seems well.
 SUSPECT_ATTEMPTS = 5
 # What goes from a broker that it leaves: a LOST one is dropped as such.
@@ -26,8 +24,9 @@ LEFT = (State.STORED, State.SUSPECT)
 @dataclass(frozen=True, slots=True)
 class Target:
     """A broker as placement sees it. `counts`: its replicas count as copies (it is well, or its outage is
-    younger than the dwell). `available` in bytes, None where the provider won't say. `leaving`: it is being
-    drained, so its replicas stay just until as many copies stand elsewhere."""
+    younger than the dwell). `available` in bytes, beyond what is kept free, None where the provider won't say.
+    `leaving`: it is being drained, so its replicas stay just until as many copies stand elsewhere. `reluctant`: it
+    gets a copy only where no other broker can."""
 
     id: int
     domain: str
@@ -37,6 +36,7 @@ class Target:
     available: int | None = None
     weight: float = 1.0
     leaving: bool = False
+    reluctant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +102,20 @@ def choose(
     Drawn at random in proportion to weight x free space, without repetition of a domain (the keys of
     Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006), so that load follows free space
     without any memory. A broker that won't tell its space counts as the median of those that do. Returns fewer
-    than `count` when there are no more fitting domains."""
+    than `count` when there are no more fitting domains. Reluctant brokers are drawn after all others."""
     fitting = [t for t in targets if t.id not in tried and t.domain not in taken_domains and fits(t, size)]
     known = [t.available for t in fitting if t.available is not None]
     typical = float(median(known)) if known else 1.0
-    keyed: list[tuple[float, int, Target]] = []
+    keyed: list[tuple[bool, float, int, Target]] = []
     for t in fitting:
         share = t.weight * (typical if t.available is None else float(t.available))
         if share > 0:
-            keyed.append((max(uniform(), 1e-12) ** (1.0 / share_scaled(share, typical)), t.id, t))
-    keyed.sort(reverse=True, key=lambda item: item[:2])
+            key = max(uniform(), 1e-12) ** (1.0 / share_scaled(share, typical))
+            keyed.append((not t.reluctant, key, t.id, t))
+    keyed.sort(reverse=True, key=lambda item: item[:3])
     chosen: list[int] = []
     domains: set[str] = set()
-    for _key, _id, t in keyed:
+    for _eager, _key, _id, t in keyed:
         if len(chosen) == count:
             break
         if t.domain not in domains:
@@ -125,7 +126,7 @@ def choose(
 
 def fits(target: Target, size: int) -> bool:
     """Whether a broker takes another object of `size` bytes now."""
-    room = target.available is None or target.available >= size + HEADROOM
+    room = target.available is None or target.available >= size
     return target.writable and not target.leaving and room
 
 

@@ -211,12 +211,13 @@ def _order(segment: _Segment, brokers: dict[int, Broker]) -> tuple[_Source, ...]
     """The replicas of a segment, the likeliest and fastest first. Doubtful ones come last, but they come:
     they verify or they don't."""
 
-    def rank(replica: _Replica) -> tuple[bool, int, bool, float, int]:
+    def rank(replica: _Replica) -> tuple[bool, int, bool, bool, float, int]:
         broker = brokers[replica.broker_id]
         doubt = _READABLE.index(Replica.State(replica.state))
         return (
             not broker.readable,
             doubt,
+            broker.reluctant,
             broker.health == Health.UNKNOWN,
             transfer.latency(broker),
             replica.id,

@@ -176,7 +176,7 @@ def _mark(rules: Policy, batch: list[Move]) -> int:
 
 
 def _loads() -> list[Load]:
-    """What each broker that takes part holds: those that take new copies now."""
+    """What each broker that takes part holds: those that take new copies now, and not only as a last resort."""
     rows = Replica.objects.order_by().values("broker", "state").annotate(size=Sum("segment__sealed_size"))
     held: dict[int, int] = {}
     doomed: dict[int, int] = {}
@@ -185,8 +185,8 @@ def _loads() -> list[Load]:
         of[row["broker"]] = of.get(row["broker"], 0) + row["size"]
     return [
         Load(t.id, t.domain, held.get(t.id, 0), t.available, t.weight, doomed.get(t.id, 0))
-        for t in targets.load().values()
-        if t.writable
+        for t in targets.load(background=True).values()
+        if t.writable and not t.reluctant
     ]
 
 

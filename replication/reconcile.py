@@ -24,7 +24,18 @@ from brokers.failpoint import reach
 from brokers.health import note_failure
 from brokers.models import Broker
 from brokers.names import new_object_key
-from replication import drain, placement, places, policy, rebalance, suspects, targets, transfer
+from replication import (
+    capacity,
+    drain,
+    incidents,
+    placement,
+    places,
+    policy,
+    rebalance,
+    suspects,
+    targets,
+    transfer,
+)
 from replication.models import Content, Event, Policy, Replica, Segment
 from replication.placement import Copy, Doom, Have, Plan, Stay, Verify
 from replication.write import delete_after
@@ -116,7 +127,7 @@ def _round_of(segment_id: int, report: Report, since: datetime) -> Plan:
     rules = policy.current()
     now = clock.now()
     all_brokers = {b.pk: b for b in Broker.objects.all()}
-    seen = targets.load(all_brokers.values())
+    seen = targets.load(all_brokers.values(), background=True)
     plan = placement.plan(
         policy.copies_of(segment.content, rules),
         [
@@ -195,7 +206,12 @@ def _read_source(segment: Segment) -> bytes | None:
     """The sealed bytes of a segment from the first replica that proves them. What fails on the way becomes
     suspect."""
     sources = segment.replicas.filter(state=State.STORED).select_related("broker")
-    for replica in sorted(sources, key=lambda r: (not r.broker.readable, transfer.latency(r.broker), r.pk)):
+
+    def rank(replica: Replica) -> tuple[bool, bool, float, int]:
+        broker = replica.broker
+        return not broker.readable, broker.reluctant, transfer.latency(broker), replica.pk
+
+    for replica in sorted(sources, key=rank):
         try:
             data = transfer.fetch_whole(
                 replica.broker, replica.locator, segment.sealed_size, segment.checksum
@@ -263,6 +279,8 @@ def sweep(seconds: float = 60.0, *, full: bool = False) -> Report:
     report = Report()
     until = clock.monotonic() + seconds
     places.settle()
+    incidents.settle()
+    capacity.measure()
     drain.step()
     rebalance.step()
     _full_pass(force=full)

@@ -70,7 +70,7 @@ def scrub(budget: int | None = None, *, everything: bool = False) -> Report:
 
 
 def _due() -> QuerySet[Replica]:
-    readable = [b.pk for b in Broker.objects.all() if b.readable]
+    readable = [b.pk for b in Broker.objects.all() if b.readable and not b.over_traffic]
     waits = Q(check_at__isnull=False, check_at__gt=clock.now())
     return (
         Replica.objects.filter(

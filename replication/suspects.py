@@ -1,7 +1,9 @@
 """Doubt about one replica: from the read that raised it to the proof, one way or the other.
 
 A missing object is believed at once when it stands alone. When many objects of one broker are missing at the
-same time, something happened to the broker rather than to the objects: nothing is believed before a dwell.
+same time, or the broker refuses many of them, something happened to the broker rather than to the objects: it is
+offline with its replicas, until a sample of its objects is there again or an operator confirms the loss
+(replication/incidents.py).
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import logging
 from datetime import timedelta
 
 from django.db import transaction
+from django.db.models import QuerySet
 
 from brokers import clock
-from brokers.errors import BrokerError, Corrupt, NotFound, RangeError
+from brokers.errors import BrokerError, Corrupt, NotFound, RangeError, Unauthorized
 from brokers.failpoint import reach
-from brokers.health import note_failure, note_incident, poll
+from brokers.health import loss_confirmed, note_failure, note_incident, poll
 from brokers.models import Broker
+from brokers.state import OBJECTS_MISSING, OBJECTS_REFUSED
 from replication import targets, tasks, transfer
 from replication.models import Event, Replica, Segment
 
@@ -63,7 +67,10 @@ def verify(replica: Replica, segment: Segment) -> str:
         return _disproven(replica, error)
     except BrokerError as error:
         note_failure(broker.pk, error)
-        return postpone(replica, error.code)
+        state = postpone(replica, error.code)
+        if isinstance(error, Unauthorized):
+            _refused(replica)
+        return state
     now = clock.now()
     Replica.objects.filter(pk=replica.pk, state__in=(State.STORED, State.SUSPECT, State.LOST)).update(
         state=State.STORED, reason="", verified_at=now, check_at=None, attempts=0
@@ -105,20 +112,32 @@ def _disproven(replica: Replica, error: BrokerError) -> str:
 
 def _incident(replica: Replica) -> bool:
     """Whether so many objects of the broker are missing at once, or were within the last hour, that it is the
-    broker's incident. The operator is told."""
+    broker's incident. Then the broker is offline, and the operator is told."""
+    if loss_confirmed(replica.broker):
+        return False
     of_broker = Replica.objects.filter(broker=replica.broker_id)
     waiting = of_broker.filter(state=State.SUSPECT, reason=NotFound.code).exclude(pk=replica.pk).count()
     believed = Event.objects.filter(
         kind="lost", broker=replica.broker_id, detail=NotFound.code, at__gt=clock.now() - INCIDENT_WINDOW
     )
     missing = waiting + believed.count()
-    if missing < INCIDENT_COUNT:
+    stored = of_broker.filter(state=State.STORED)
+    if not _many(missing, stored):
         return False
-    stored = of_broker.filter(state=State.STORED).count()
-    if missing < INCIDENT_PART * (stored + missing):
-        return False
-    note_incident(replica.broker_id, missing, stored + missing)
+    note_incident(replica.broker_id, missing, stored.count() + missing, OBJECTS_MISSING)
     return True
+
+
+def _refused(replica: Replica) -> None:
+    """One more object that its broker refuses to give, though it gives the marker (or a poll would say so)."""
+    stored = Replica.objects.filter(broker=replica.broker_id, state__in=(State.STORED, State.SUSPECT))
+    refused = stored.filter(reason=Unauthorized.code, check_at__gt=clock.now()).count()
+    if _many(refused, stored.exclude(reason=Unauthorized.code)):
+        note_incident(replica.broker_id, refused, stored.count(), OBJECTS_REFUSED)
+
+
+def _many(bad: int, others: QuerySet[Replica]) -> bool:
+    return bad >= INCIDENT_COUNT and bad >= INCIDENT_PART * (others.count() + bad)
 
 
 def postpone(replica: Replica, reason: str, wait: timedelta | None = None) -> str:

@@ -27,18 +27,21 @@ def trim_dwell() -> timedelta:
     return dwell
 
 
-def target(broker: Broker, now: datetime) -> Target:
+def target(broker: Broker, now: datetime, *, background: bool = False) -> Target:
+    """`background`: for work that nobody waits for, which leaves a broker alone whose traffic is used up."""
+    rests = background and broker.over_traffic
     since = broker.offline_since
     counts = broker.enabled and (since is None or now - since < repair_dwell())
     return Target(
         id=broker.pk,
         domain=broker.domain,
-        readable=broker.readable,
-        writable=broker.writable,
+        readable=broker.readable and not rests,
+        writable=broker.writable and not rests,
         counts=counts,
-        available=broker.available,
+        available=broker.room,
         weight=broker.weight,
         leaving=broker.draining,
+        reluctant=broker.reluctant,
     )
 
 
@@ -50,10 +53,11 @@ def known() -> dict[int, Broker]:
     return {broker.pk: broker for row in _ALL() for broker in instances(row, Broker)}
 
 
-def load(brokers: Iterable[Broker] | None = None) -> dict[int, Target]:
+def load(brokers: Iterable[Broker] | None = None, *, background: bool = False) -> dict[int, Target]:
     """All brokers as targets now, by id (one query when `brokers` is not given)."""
     now = clock.now()
-    return {b.pk: target(b, now) for b in (Broker.objects.all() if brokers is None else brokers)}
+    rows = Broker.objects.all() if brokers is None else brokers
+    return {b.pk: target(b, now, background=background) for b in rows}
 
 
 def trim_after(brokers: Iterable[Broker], policy: Policy) -> datetime:
@@ -69,6 +73,6 @@ def fingerprint(brokers: Iterable[Broker], policy: Policy) -> str:
     now = clock.now()
     facts = [f"{policy.copies}"]
     for b in sorted(brokers, key=lambda b: b.pk):
-        t = target(b, now)
+        t = target(b, now, background=True)
         facts.append(f"{t.id}:{t.domain}:{t.readable}:{t.writable}:{t.counts}:{t.weight > 0}:{t.leaving}")
     return hashlib.sha256("|".join(facts).encode()).hexdigest()

@@ -117,6 +117,15 @@ def fetch_whole(broker: Broker, locator: str, size: int, checksum: str) -> bytes
     raise Corrupt("the stored bytes are not the ones that were sealed")
 
 
+def has(broker: Broker, locator: str) -> bool:
+    """Whether a broker gives the first byte of an object (objects are never empty). Raises BrokerError when it does
+    not answer, or refuses."""
+    try:
+        return bool(open_broker(broker).get(locator, 0, 1))
+    except NotFound:
+        return False
+
+
 def remove(broker: Broker, locator: str) -> None:
     """Delete an object and see that it is gone. Idempotent. Raises BrokerError, Unavailable when it is still
     there after the delete was accepted."""

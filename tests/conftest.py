@@ -9,6 +9,7 @@ import pytest
 from django.db import connection
 
 from brokers import clock as clock_module
+from brokers import history
 from tests.kit.clock import VirtualClock
 from tests.servers.chromium import browser_type_launch_args
 from tests.servers.product import product
@@ -38,6 +39,13 @@ def clock() -> Iterator[VirtualClock]:
     before = clock_module.install(virtual)
     yield virtual
     clock_module.install(before)
+
+
+@pytest.fixture(autouse=True)
+def no_history() -> Iterator[None]:
+    """No test writes down what another's brokers were asked."""
+    yield
+    history.forget()
 
 
 class _LogRecorder(logging.Handler):

@@ -23,6 +23,8 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):  # noqa: F405
     DATABASES["default"]["TEST"] = {"NAME": str(CLOUDSTORE_DATA / "test.sqlite3")}  # noqa: F405
 STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}  # noqa: F405
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *PASSWORD_HASHERS]  # noqa: F405
+# Tests write the history themselves: a thread would write into their transactions.
+CLOUDSTORE_HISTORY_SECONDS = 0
 # A queue in memory: hints go nowhere, as when every worker is down. The sweep must find all work.
 CELERY_BROKER_URL = "memory://localhost"
 STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # noqa: F405

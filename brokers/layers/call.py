@@ -32,11 +32,13 @@ LIMITS: Mapping[str, Limit] = {
 
 @dataclass(slots=True)
 class Call:
-    """`operation` with its arguments; `timeout` is what this attempt may still take, in seconds."""
+    """`operation` with its arguments; `timeout` is what this attempt may still take, in seconds. `waited` are the
+    seconds that it was held back by the operator's own limits, which say nothing of the broker."""
 
     operation: str
     arguments: tuple[Any, ...]
     timeout: float
+    waited: float = 0.0
 
 
 Handler = Callable[[Call], Any]

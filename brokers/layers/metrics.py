@@ -1,4 +1,4 @@
-"""Counts and times what callers get from a broker, in this process."""
+"""Counts and times what callers get from a broker, in this process, and hands it on to the history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brokers import clock
-from brokers.errors import BrokerError, NotFound, RangeError
+from brokers.errors import BrokerError, NotFound, OverLimit, RangeError
+from brokers.history import Recorder
 from brokers.layers.call import Call, Handler
 
 # Weight of the newest sample in the moving average.
@@ -29,22 +30,37 @@ class Operation:
     at: float = 0.0
 
 
+def moved(call: Call, result: Any) -> tuple[int, int]:
+    """Bytes of objects that a call moved: (up, down)."""
+    if call.operation == "put":
+        return len(call.arguments[1]), 0
+    if call.operation in ("get", "peek") and isinstance(result, bytes):
+        return 0, len(result)
+    return 0, 0
+
+
 class Metrics:
-    def __init__(self, inner: Handler) -> None:
+    def __init__(self, inner: Handler, record: Recorder | None = None) -> None:
         self._inner = inner
+        self._record_also = record
         self._lock = threading.Lock()
         self.operations: dict[str, Operation] = {}
 
     def __call__(self, call: Call) -> Any:
         began = clock.monotonic()
-        error = None
+        error, result = None, None
         try:
-            return self._inner(call)
+            result = self._inner(call)
         except BrokerError as raised:
             error = raised
             raise
         finally:
-            self._record(call.operation, clock.monotonic() - began, error)
+            seconds = max(0.0, clock.monotonic() - began - call.waited)
+            self._record(call.operation, seconds, error)
+            if self._record_also is not None and not isinstance(error, OverLimit):
+                tells = error is None or isinstance(error, NotFound | RangeError) or error.temporary
+                self._record_also(call.operation, seconds if tells else None, error, *moved(call, result))
+        return result
 
     def _record(self, name: str, seconds: float, error: BrokerError | None) -> None:
         with self._lock:

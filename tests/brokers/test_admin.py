@@ -103,7 +103,7 @@ def test_poll_now_and_write_the_marker(root, memory_broker):
     memory.space("one").objects.pop("cs-marker")
     selected = {"_selected_action": [memory_broker.pk], "index": "0"}
     page = root.post(place, {"action": "poll_now", **selected}, follow=True).content.decode()
-    assert "offline (blank)" in page
+    assert "down (blank)" in page
     page = root.post(place, {"action": "write_marker", **selected}, follow=True).content.decode()
     assert "marker written" in page and "cs-marker" in memory.space("one").objects
 

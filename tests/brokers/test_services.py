@@ -252,7 +252,7 @@ def test_add_list_and_check_by_commands(roots):
         added["health"] == "online" and added["options"]["root"] == root and added["options"]["sync"] is True
     )
     assert [b["name"] for b in json.loads(run("broker_list", "--json"))] == ["Disk"]
-    assert run("broker_list").startswith("Disk: local, domain here, online")
+    assert run("broker_list").startswith("Disk: local, domain here, up")
     checked = json.loads(run("broker_check", "Disk", "--json"))
     assert len(checked["checks"]) > 10 and all(c["ok"] for c in checked["checks"])
     assert "ok   ranges" in run("broker_check", "Disk")
@@ -274,7 +274,7 @@ def test_options_as_text_are_understood(roots):
         "--option",
         "sync=false",
     )
-    assert "online" in text and Broker.objects.get().options["sync"] is False
+    assert ", up" in text and Broker.objects.get().options["sync"] is False
 
 
 def test_secrets_come_from_the_environment_or_standard_input(settings, monkeypatch):
@@ -318,7 +318,7 @@ def test_a_check_that_fails_is_named(clock, memory_broker):
 def test_a_broker_is_changed_by_command(memory_broker):
     shown = json.loads(run("broker_set", "Memory", "--rename", "M", "--weight", "0", "--disable", "--json"))
     assert (shown["name"], shown["weight"], shown["enabled"]) == ("M", 0, False)
-    assert "online" in run("broker_set", "M", "--enable", "--option", f"capacity={10**10}")
+    assert ", up" in run("broker_set", "M", "--enable", "--option", f"capacity={10**10}")
     assert Broker.objects.get().options == {"space": "one", "capacity": 10**10}
     with pytest.raises(CommandError, match="does not carry this broker's marker"):
         run("broker_set", "M", "--option", "space=two")

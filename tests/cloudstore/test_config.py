@@ -54,11 +54,14 @@ def test_wrong_values_are_named_together_and_secrets_never_quoted(tmp_path: Path
         SITE_URL="drive.example.com",
         DATABASE_URL="mysql://root:hunter2@db/x",
         REDIS_URL="amqp://guest:hunter2@mq",
+        EMAIL_URL="http://ops:hunter2@mail.example.com",
+        CLOUDSTORE_ALERT_WEBHOOK="ftp://hooks.example.com/hunter2",
         LOG_LEVEL="LOUD",
         CLOUDSTORE_MASTER_KEYS="1:aHVudGVyMg==,2:***hunter2***",
     )
     assert done.returncode != 0
     names = "PORT DEBUG WEB_THREADS SITE_URL DATABASE_URL REDIS_URL LOG_LEVEL CLOUDSTORE_MASTER_KEYS"
+    names += " EMAIL_URL CLOUDSTORE_ALERT_WEBHOOK"
     for name in names.split():
         assert f"  {name}: " in done.stderr, name
     assert "80000 is not between 1 and 65535" in done.stderr
@@ -168,3 +171,15 @@ def test_the_queue_socket_always_has_a_usable_path(folder: str) -> None:
     assert PLAIN_SOCKET_PATH.fullmatch(str(path))
     assert path == queue_socket(Path(folder)), "every process finds the same"
     assert path != queue_socket(Path(folder + "x"))
+
+
+def test_the_mail_server_and_the_webhook(tmp_path: Path) -> None:
+    shown = (
+        "print(s.EMAIL_HOST, s.EMAIL_PORT, getattr(s, 'EMAIL_USE_TLS', False), s.CLOUDSTORE_ALERT_WEBHOOK)"
+    )
+    assert settings_in(tmp_path, shown).stdout.split() == ["localhost", "25", "False"]
+    address = "https://hooks.example.com/a/?token=x/"
+    done = settings_in(
+        tmp_path, shown, EMAIL_URL="smtp+tls://me:pw@mail.example.com:587", CLOUDSTORE_ALERT_WEBHOOK=address
+    )
+    assert done.stdout.split() == ["mail.example.com", "587", "True", address], done.stderr

@@ -18,7 +18,7 @@ from brokers.models import Broker, BrokerEvent, Health
 from brokers.names import MARKER_NAME, new_object_key
 from brokers.services import add_broker
 from brokers.testing.faulty import FaultyBroker
-from replication import orphans, policy, reconcile, scrub, write
+from replication import incidents, orphans, policy, reconcile, scrub, write
 from replication.collect import collect
 from replication.models import Event, Orphan, Replica
 from replication.suspects import INCIDENT_COUNT, suspect
@@ -76,7 +76,8 @@ def test_a7_a_thousand_missing_at_once_are_an_incident(
     expect_log: Callable[..., None],
 ) -> None:  # fmt: skip
     """No storm: a twentieth is believed and repaired before it is seen that the broker, not its objects, is the
-    matter; the rest waits. The operator is told once. When the objects are back, everything counts again."""
+    matter; then it is offline, and the rest waits. The operator is told once. When a sample of the objects is back,
+    everything counts again."""
     expect_log("missing at once")
     held = memory_places.held(three[0])
     kept = {r.locator: held[r.locator] for r in thousand}
@@ -97,10 +98,14 @@ def test_a7_a_thousand_missing_at_once_are_an_incident(
         [told] = BrokerEvent.objects.filter(broker=three[0], kind="objects_missing")
         assert told.detail.startswith("50 objects ")
         drive.get("file")
+    row = Broker.objects.get(pk=three[0].pk)
+    assert (row.health, row.health_reason) == (Health.OFFLINE, "objects_missing")
     held.update(kept)
-    orphans.scan()
-    clock.advance(hours=49)
-    assert orphans.scan().deleted == 50, "what was replaced meanwhile is the broker's surplus now"
+    clock.advance(minutes=2)
+    reconcile.run_to_rest()
+    assert poll(row.pk).health == Health.ONLINE, "a sample was there, and two polls were good"
+    doomed = Replica.objects.filter(broker=row, state=State.DOOMED)
+    assert doomed.count() == 50, "what was replaced meanwhile is the broker's surplus now"
     settle(clock, rounds=1)
     assert Event.objects.filter(kind="copied").count() <= 50
     assert BrokerEvent.objects.filter(kind="objects_missing").count() == 1
@@ -132,8 +137,13 @@ def test_a7_missing_objects_that_are_found_one_by_one_are_an_incident_too(
     assert Event.objects.filter(kind="copied").count() == INCIDENT_COUNT
     assert BrokerEvent.objects.filter(kind="objects_missing").count() == 1
     settle(clock)
-    assert Event.objects.filter(kind="lost").count() == 50, "believed after the dwell"
+    others = Replica.objects.filter(broker__in=three[1:], state=State.STORED)
+    assert others.count() == 100, "copied after the dwell, as in every outage"
+    assert Event.objects.filter(kind="lost").count() == INCIDENT_COUNT
+    assert Broker.objects.get(pk=three[0].pk).health_reason == "objects_missing"
+    incidents.confirm(three[0].pk)
     settle(clock)
+    assert Event.objects.filter(kind="lost").count() == 50, "believed when an operator says so"
     at_rest(memory_places, three, drive)
 
 

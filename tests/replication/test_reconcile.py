@@ -10,7 +10,7 @@ import pytest
 
 from brokers.health import poll
 from brokers.models import Broker, Health
-from replication import contents, policy, reconcile, scrub, suspects
+from replication import contents, incidents, policy, reconcile, scrub, suspects
 from replication.collect import collect
 from replication.fsck import check
 from replication.models import Content, Event, Replica, Segment
@@ -270,7 +270,7 @@ def test_a_missing_object_is_believed_only_after_a_poll(clock: VirtualClock) -> 
     assert load(content) == b"x"
 
 
-def test_many_missing_at_once_wait_for_the_dwell(
+def test_many_missing_at_once_wait_for_the_operator(
     three: list[Broker], clock: VirtualClock, expect_log: Callable[..., None]
 ) -> None:
     expect_log("missing at once")
@@ -285,7 +285,12 @@ def test_many_missing_at_once_wait_for_the_dwell(
     reconcile.run_to_rest()
     held = Replica.objects.filter(broker__name="a", state=State.SUSPECT).count()
     assert held > 35, "most are held back as the broker's incident"
+    assert Broker.objects.get(name="a").health_reason == "objects_missing"
     clock.advance(minutes=20)
+    rest()
+    assert Replica.objects.filter(broker__name="a", state=State.SUSPECT).count() == held, "nor by the dwell"
+    incidents.confirm(three[0].pk)
+    poll(three[0].pk)
     rest()
     clock.advance(minutes=20)
     rest()

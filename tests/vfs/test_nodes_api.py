@@ -113,7 +113,7 @@ def test_children_in_pages(client: APIClient, alice: User, put: Put, two: list[B
     assert first["notices"] == []
     Broker.objects.filter(pk=two[0].pk).update(health=Health.OFFLINE)
     listing = client.get(url).json()
-    assert listing["notices"] == ["a is offline: files stay available from their other copies."]
+    assert listing["notices"] == ["a is down: files stay available from their other copies."]
     copies = listing["children"][0]["copies"]
     assert (copies["stored"], copies["wanted"], copies["brokers"]) == (1, 2, ["b"])
     for query in ({"limit": 0}, {"limit": 1001}, {"limit": "x"}):

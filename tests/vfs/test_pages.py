@@ -62,7 +62,7 @@ def test_copies_and_notices(client: Client, alice: User, put: Put, two: list[Bro
     page = text(client, "/dashboard/")
     assert "1 of 2" in page
     assert "pill-ok" not in page
-    assert "a is offline: files stay available from their other copies." in page
+    assert "a is down: files stay available from their other copies." in page
     Broker.objects.filter(pk=two[0].pk).update(health=Health.FULL)
     assert "a is full: new files go to other brokers." in text(client, "/dashboard/")
 

@@ -8,7 +8,12 @@ from django.core.management.base import CommandError, CommandParser
 
 from brokers.commands import JsonCommand
 from brokers.errors import BrokerError
-from brokers.management.arguments import add_option_arguments, read_options
+from brokers.management.arguments import (
+    add_limit_arguments,
+    add_option_arguments,
+    read_limits,
+    read_options,
+)
 from brokers.present import as_dict, as_line
 from brokers.services import add_broker
 
@@ -23,11 +28,13 @@ class Command(JsonCommand):
             "--domain", required=True, help="failure domain, e.g. the provider and its region"
         )
         add_option_arguments(parser)
+        add_limit_arguments(parser)
         parser.add_argument("--weight", type=float, default=1.0)
         parser.add_argument("--adopt", action="store_true", help="take over a place of a removed broker")
 
     def handle(self, *args: Any, **options: Any) -> None:
         given = read_options(options)
+        allowed = read_limits(options)
         try:
             broker = add_broker(
                 options["name"],
@@ -36,6 +43,7 @@ class Command(JsonCommand):
                 given,
                 weight=options["weight"],
                 adopt=options["adopt"],
+                allowed=allowed,
             )
         except BrokerError as error:
             raise CommandError(f"{error.code}: {error}") from None

@@ -10,7 +10,7 @@ from brokers.present import as_dict, as_line
 
 
 class Command(JsonCommand):
-    help = "List the brokers, their health as of the last poll, and their room."
+    help = "List the brokers, their states as of the last poll, their room and limits."
 
     def handle(self, *args: Any, **options: Any) -> None:
         brokers = list(Broker.objects.order_by("name"))

@@ -8,7 +8,12 @@ from django.core.management.base import CommandError, CommandParser
 
 from brokers.commands import JsonCommand
 from brokers.errors import BrokerError
-from brokers.management.arguments import add_option_arguments, read_options
+from brokers.management.arguments import (
+    add_limit_arguments,
+    add_option_arguments,
+    read_limits,
+    read_options,
+)
 from brokers.models import Broker
 from brokers.present import as_dict, as_line
 from brokers.services import set_enabled, update_broker, write_marker
@@ -25,6 +30,7 @@ class Command(JsonCommand):
         parser.add_argument("--domain")
         parser.add_argument("--weight", type=float, help="0 takes no new copies")
         add_option_arguments(parser)
+        add_limit_arguments(parser)
         enabled = parser.add_mutually_exclusive_group()
         enabled.add_argument("--enable", action="store_const", const=True, dest="enabled")
         enabled.add_argument("--disable", action="store_const", const=False, dest="enabled")
@@ -46,6 +52,7 @@ class Command(JsonCommand):
                 domain=options["domain"],
                 weight=options["weight"],
                 options=given or None,
+                allowed=read_limits(options),
             )
             if options["write_marker"]:
                 broker = write_marker(broker.pk)
