@@ -1,4 +1,4 @@
-"""Draining and rebalancing on the brokers' page of the console: they move what brokers alone know nothing of."""
+"""The brokers' page of the console: what moves bytes, and what is audited, of which brokers alone know nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from accounts.models import User
+from brokers import trial
 from brokers.admin import BrokerAdmin
 from brokers.errors import BrokerError
 from brokers.models import Broker
-from console import operations
+from brokers.services import Record
+from console import brokers, operations
 from console.operations import Who
 from replication import drain
 from replication.drain import Progress
@@ -25,31 +27,57 @@ admin.site.unregister(Broker)
 @admin.register(Broker)
 class OperatedBrokerAdmin(BrokerAdmin):
     list_display = [*BrokerAdmin.list_display, "drains"]
-    actions = [*BrokerAdmin.actions, "drain", "undo_drain", "remove", "rebalance", "stop_rebalance"]
+    actions = [
+        *BrokerAdmin.actions, "test", "enable", "disable", "drain", "undo_drain", "remove", "rebalance",
+        "stop_rebalance",
+    ]  # fmt: skip
+
+    def recorder(self, request: HttpRequest) -> Record:
+        return brokers.recorder(_who(request))
+
+    @admin.action(description="Test: write, read and delete a small object", permissions=["change"])
+    def test(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
+        for broker in chosen:
+            outcome = brokers.test(broker.pk, _who(request))
+            level = messages.SUCCESS if outcome.ok else messages.ERROR
+            self.message_user(request, trial.words_of(outcome), level)
+
+    @admin.action(description="Enable", permissions=["change"])
+    def enable(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
+        for broker in chosen:
+            enabled = brokers.set_enabled(broker.pk, True, _who(request))
+            level = messages.SUCCESS if enabled.readable else messages.WARNING
+            self.message_user(request, f"{enabled.name} is enabled: {self.state(enabled)}", level)
+
+    @admin.action(description="Disable: neither read nor written", permissions=["change"])
+    def disable(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
+        for broker in chosen:
+            brokers.set_enabled(broker.pk, False, _who(request))
+            self.message_user(request, f"{broker.name} is disabled")
 
     @admin.display(description="drain")
     def drains(self, broker: Broker) -> str:
         return drain.words_of(drain.progress(broker.pk)) if broker.draining else ""
 
     @admin.action(description="Drain: move everything to the other brokers", permissions=["change"])
-    def drain(self, request: HttpRequest, brokers: QuerySet[Broker]) -> None:
-        self._each(request, brokers, operations.begin_drain)
+    def drain(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
+        self._each(request, chosen, operations.begin_drain)
 
     @admin.action(description="Drain: undo", permissions=["change"])
-    def undo_drain(self, request: HttpRequest, brokers: QuerySet[Broker]) -> None:
-        self._each(request, brokers, operations.undo_drain)
+    def undo_drain(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
+        self._each(request, chosen, operations.undo_drain)
 
     def _each(
-        self, request: HttpRequest, brokers: QuerySet[Broker], act: Callable[[int, Who], Progress]
+        self, request: HttpRequest, chosen: QuerySet[Broker], act: Callable[[int, Who], Progress]
     ) -> None:
-        for broker in brokers:
+        for broker in chosen:
             progress = act(broker.pk, _who(request))
             level = messages.WARNING if progress.blocked and progress.draining else messages.SUCCESS
             self.message_user(request, drain.words_of(progress), level)
 
     @admin.action(description="Remove, when empty", permissions=["change"])
-    def remove(self, request: HttpRequest, brokers: QuerySet[Broker]) -> None:
-        for broker in brokers:
+    def remove(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
+        for broker in chosen:
             try:
                 operations.remove(broker.pk, _who(request))
             except (RemovalRefused, BrokerError) as error:
@@ -58,7 +86,7 @@ class OperatedBrokerAdmin(BrokerAdmin):
                 self.message_user(request, f"{broker.name} was removed")
 
     @admin.action(description="Rebalance all brokers", permissions=["change"])
-    def rebalance(self, request: HttpRequest, brokers: QuerySet[Broker]) -> None:
+    def rebalance(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
         outlook = operations.begin_rebalance(_who(request))
         text = (
             f"{outlook.moves} copies ({outlook.bytes} bytes) will move" if outlook.moves else "nothing moves"
@@ -66,7 +94,7 @@ class OperatedBrokerAdmin(BrokerAdmin):
         self.message_user(request, f"{text}. {outlook.blocked}".strip())
 
     @admin.action(description="Rebalance: stop", permissions=["change"])
-    def stop_rebalance(self, request: HttpRequest, brokers: QuerySet[Broker]) -> None:
+    def stop_rebalance(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
         operations.stop_rebalance(_who(request))
         self.message_user(request, "the rebalance was stopped")
 

@@ -1,0 +1,173 @@
+"""What the operator's endpoints take and give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from brokers.models import Health
+from vfs.api.serializers import Text
+
+
+class BrokerSerializer(serializers.Serializer[Any]):
+    """A broker. Secrets are named nowhere; sizes in bytes, null where the provider does not say."""
+
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    driver = serializers.CharField()
+    domain = serializers.CharField()
+    options = serializers.DictField()
+    weight = serializers.FloatField()
+    enabled = serializers.BooleanField()
+    draining = serializers.BooleanField()
+    health = serializers.ChoiceField(choices=[str(value) for value in Health.values])
+    reason = serializers.CharField(allow_blank=True)
+    detail = serializers.CharField(allow_blank=True)
+    since = serializers.DateTimeField()
+    checked_at = serializers.DateTimeField(allow_null=True)
+    latency_ms = serializers.FloatField(allow_null=True)
+    total = serializers.IntegerField(allow_null=True)
+    used = serializers.IntegerField(allow_null=True)
+    available = serializers.IntegerField(allow_null=True)
+    marker = serializers.UUIDField()
+
+
+class BrokersSerializer(serializers.Serializer[Any]):
+    """A page of brokers by name."""
+
+    brokers = BrokerSerializer(many=True)
+    next = serializers.CharField(allow_null=True)
+
+
+class OptionSerializer(serializers.Serializer[Any]):
+    """One option of a driver, as a client may show it. `type` is boolean, integer, number, choice, text or long text;
+    a secret is never given back."""
+
+    name = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment]
+    help = serializers.CharField(allow_blank=True)
+    type = serializers.ChoiceField(choices=["boolean", "integer", "number", "choice", "text", "long_text"])
+    required = serializers.BooleanField()  # type: ignore[assignment]
+    secret = serializers.BooleanField()
+    initial = serializers.JSONField(allow_null=True)
+    choices = serializers.ListField(child=serializers.ListField(child=serializers.CharField()))
+
+
+class DriverSerializer(serializers.Serializer[Any]):
+    """A kind of broker. One that cannot be used has no options, and `unusable` says why."""
+
+    slug = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment]
+    unusable = serializers.CharField(allow_blank=True)
+    options = OptionSerializer(many=True)
+    deviations = serializers.DictField(child=serializers.CharField())
+
+
+class DriversSerializer(serializers.Serializer[Any]):
+    drivers = DriverSerializer(many=True)
+
+
+class OptionsField(serializers.DictField):
+    """The driver's options, secrets among them, checked by the driver's own form. Never given back as they came."""
+
+
+class NewBroker(serializers.Serializer[Any]):
+    """`adopt` takes over a place with objects of a broker that is not in this database; `dry_run` only looks."""
+
+    name = Text(max_length=100)
+    driver = Text(max_length=50)
+    domain = Text(max_length=100)
+    weight = serializers.FloatField(required=False, default=1.0)
+    options = OptionsField(required=False, default=dict)
+    adopt = serializers.BooleanField(required=False, default=False)
+    dry_run = serializers.BooleanField(required=False, default=False)
+
+
+class BrokerChange(serializers.Serializer[Any]):
+    """What is left out stays, as does a secret given as ""."""
+
+    name = Text(required=False, max_length=100)
+    domain = Text(required=False, max_length=100)
+    weight = serializers.FloatField(required=False)
+    options = OptionsField(required=False)
+    dry_run = serializers.BooleanField(required=False, default=False)
+
+
+class StepSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    ok = serializers.BooleanField()
+    seconds = serializers.FloatField()
+    detail = serializers.CharField(allow_blank=True)
+
+
+class TrialSerializer(serializers.Serializer[Any]):
+    """A trial with one small object, up to the first step that failed."""
+
+    broker = serializers.CharField()
+    ok = serializers.BooleanField()
+    bytes = serializers.IntegerField()
+    steps = StepSerializer(many=True)
+
+
+class ProgressSerializer(serializers.Serializer[Any]):
+    """A drain. `rate` in bytes per second; null while nothing has moved."""
+
+    broker = serializers.CharField()
+    draining = serializers.BooleanField()
+    since = serializers.DateTimeField(allow_null=True)
+    objects = serializers.IntegerField()
+    bytes = serializers.IntegerField()
+    deleting = serializers.IntegerField()
+    uploading = serializers.IntegerField()
+    moved_bytes = serializers.IntegerField()
+    rate = serializers.FloatField(allow_null=True)
+    seconds_left = serializers.IntegerField(allow_null=True)
+    waiting = serializers.DictField(child=serializers.IntegerField())
+    blocked = serializers.CharField(allow_blank=True)
+
+
+class RemovalInput(serializers.Serializer[Any]):
+    """`force_name`, the broker's name typed once more, removes it whatever it holds. `leave_objects` touches nothing
+    at the place. `dry_run` only says what stands against it."""
+
+    force_name = Text(required=False, allow_blank=True, trim_whitespace=False, max_length=100)
+    leave_objects = serializers.BooleanField(required=False, default=False)
+    dry_run = serializers.BooleanField(required=False, default=False)
+
+
+class RemovalSerializer(serializers.Serializer[Any]):
+    """`files` and `lost` name the first files concerned."""
+
+    broker = serializers.CharField()
+    removed = serializers.BooleanField()
+    reachable = serializers.BooleanField()
+    needed = serializers.IntegerField()
+    bytes = serializers.IntegerField()
+    deleting = serializers.IntegerField()
+    contents = serializers.IntegerField()
+    contents_only_here = serializers.IntegerField()
+    files = serializers.ListField(child=serializers.CharField())
+    lost = serializers.ListField(child=serializers.CharField())
+    left_there = serializers.IntegerField()
+    refused = serializers.CharField(allow_blank=True)
+
+
+class ShareSerializer(serializers.Serializer[Any]):
+    broker = serializers.CharField()
+    held = serializers.IntegerField()
+    goal = serializers.IntegerField()
+
+
+class OutlookSerializer(serializers.Serializer[Any]):
+    """How load stands between the brokers, and what a rebalance would still move."""
+
+    running = serializers.BooleanField()
+    balanced = serializers.BooleanField()
+    moves = serializers.IntegerField()
+    bytes = serializers.IntegerField()
+    pending = serializers.IntegerField()
+    pending_bytes = serializers.IntegerField()
+    seconds_left = serializers.IntegerField(allow_null=True)
+    shares = ShareSerializer(many=True)
+    blocked = serializers.CharField(allow_blank=True)
