@@ -4,7 +4,7 @@ together with its audit row. The commands, the console and the API call these; b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -15,6 +15,8 @@ from brokers.services import Record
 from brokers.trial import Trial
 from console import rebuild
 from console.operations import Who
+from replication import orphans
+from replication.models import Orphan
 
 # What the row of the audit trail is called, by the kind of the broker's own event.
 _ACTIONS = {
@@ -101,3 +103,15 @@ def bring_back(
         with transaction.atomic():
             who.record("broker.objects_adopted", target, copies=found.copies, files=found.contents)
     return report
+
+
+def delete_orphans(
+    broker_id: int, locators: Sequence[str], who: Who, *, dry_run: bool = False
+) -> list[orphans.Outcome]:
+    """Delete chosen objects that no row knows, with every guard of replication/orphans.py: -> what became of each. Each
+    delete is audited."""
+
+    def record(broker: Broker, orphan: Orphan) -> None:
+        who.record("broker.orphan_deleted", broker.name, name=orphan.locator, size=orphan.size)
+
+    return orphans.delete_chosen(broker_id, locators, dry_run=dry_run, record=record)

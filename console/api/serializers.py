@@ -7,7 +7,9 @@ from typing import Any
 from rest_framework import serializers
 
 from brokers.models import Health
+from console import browse
 from vfs.api.serializers import Text
+from vfs.paging import PAGE
 
 
 class BrokerSerializer(serializers.Serializer[Any]):
@@ -171,3 +173,63 @@ class OutlookSerializer(serializers.Serializer[Any]):
     seconds_left = serializers.IntegerField(allow_null=True)
     shares = ShareSerializer(many=True)
     blocked = serializers.CharField(allow_blank=True)
+
+
+class ObjectsQuery(serializers.Serializer[Any]):
+    prefix = serializers.CharField(required=False, default="", allow_blank=True, max_length=1000)
+    kind = serializers.ChoiceField(required=False, default="", allow_blank=True, choices=list(browse.KINDS))
+    cursor = serializers.CharField(required=False, max_length=10_000, help_text="`next` of the page before.")
+    limit = serializers.IntegerField(required=False, min_value=1, max_value=browse.PAGE_MOST, default=PAGE)
+
+
+class FileSerializer(serializers.Serializer[Any]):
+    owner = serializers.CharField()
+    path = serializers.CharField()
+    version = serializers.IntegerField()
+    trashed = serializers.BooleanField()
+
+
+class ObjectSerializer(serializers.Serializer[Any]):
+    """An object on a broker. `size` is -1 where the listing does not say. `files` are the first with a version of its
+    content. `first_seen` and `deletable_from` speak of an orphan that a scan has noted."""
+
+    path = serializers.CharField()
+    size = serializers.IntegerField()
+    modified = serializers.DateTimeField(allow_null=True)
+    kind = serializers.ChoiceField(choices=list(browse.KINDS))
+    state = serializers.CharField(allow_blank=True)
+    content = serializers.UUIDField(allow_null=True)
+    segment = serializers.IntegerField(allow_null=True)
+    files = FileSerializer(many=True)
+    first_seen = serializers.DateTimeField(allow_null=True)
+    deletable_from = serializers.DateTimeField(allow_null=True)
+
+
+class ObjectsSerializer(serializers.Serializer[Any]):
+    """A page in the provider's order. It may hold few or no objects although `next` leads on: then it has looked at as
+    many as it may."""
+
+    objects = ObjectSerializer(many=True)
+    next = serializers.CharField(allow_null=True)
+
+
+class OrphansInput(serializers.Serializer[Any]):
+    objects = serializers.ListField(
+        child=Text(trim_whitespace=False, max_length=500), min_length=1, max_length=200
+    )
+    dry_run = serializers.BooleanField(required=False, default=False)
+
+
+class OrphanOutcomeSerializer(serializers.Serializer[Any]):
+    """`refused` is a code: not_ours, referenced, not_seen_twice, too_young, deletion_locked, last_copy, gone,
+    broker_not_readable, or what the broker answered."""
+
+    locator = serializers.CharField()
+    deleted = serializers.BooleanField()
+    size = serializers.IntegerField()
+    refused = serializers.CharField(allow_blank=True)
+    detail = serializers.CharField(allow_blank=True)
+
+
+class OrphansSerializer(serializers.Serializer[Any]):
+    objects = OrphanOutcomeSerializer(many=True)

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from console.api import brokers
+from console.api import brokers, objects
 
 _ONE = "brokers/<int:broker_id>"
 urlpatterns = [
@@ -18,5 +18,7 @@ urlpatterns = [
     path(f"{_ONE}/drain", brokers.DrainView.as_view(), name="broker-drain"),
     path(f"{_ONE}/undo-drain", brokers.UndoDrainView.as_view(), name="broker-undo-drain"),
     path(f"{_ONE}/remove", brokers.RemoveView.as_view(), name="broker-remove"),
+    path(f"{_ONE}/objects", objects.ObjectsView.as_view(), name="broker-objects"),
+    path(f"{_ONE}/objects/delete-orphans", objects.OrphansView.as_view(), name="broker-delete-orphans"),
     path("rebalance", brokers.RebalanceView.as_view(), name="rebalance"),
 ]

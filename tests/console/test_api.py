@@ -70,6 +70,11 @@ MATRIX: dict[str, list[Call]] = {
         Call("POST", "brokers/{a}/remove", 409, {"force_name": "b"}),
         Call("POST", "brokers/{a}/remove", 200, {"force_name": "a"}),
     ],
+    "broker-objects": [Call("GET", "brokers/{a}/objects"), Call("GET", "brokers/{a}/objects?kind=x", 400)],
+    "broker-delete-orphans": [
+        Call("POST", "brokers/{a}/objects/delete-orphans", 200, {"objects": ["x"]}),
+        Call("POST", "brokers/{a}/objects/delete-orphans", 400),
+    ],
     "rebalance": [Call("GET", "rebalance"), Call("POST", "rebalance"), Call("DELETE", "rebalance")],
 }
 CALLS = [call for calls in MATRIX.values() for call in calls]
