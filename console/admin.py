@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -16,12 +17,16 @@ from brokers.admin import BrokerAdmin
 from brokers.errors import BrokerError
 from brokers.models import Broker
 from brokers.services import Record
-from console import brokers, operations, pages
+from console import brokers, imports, jobs, operations, pages
+from console.jobs import JobRefused
+from console.models import ImportedFile, Job
 from console.operations import Who
 from console.pages import who
 from replication import drain
+from replication.admin import ReadOnly
 from replication.drain import Progress
 from replication.removal import RemovalRefused
+from vfs.errors import VfsError
 
 admin.site.unregister(Broker)
 
@@ -31,7 +36,7 @@ class OperatedBrokerAdmin(BrokerAdmin):
     list_display = [*BrokerAdmin.list_display, "drains", "objects"]
     actions = [
         *BrokerAdmin.actions, "test", "enable", "disable", "drain", "undo_drain", "remove", "rebalance",
-        "stop_rebalance",
+        "stop_rebalance", "adopt",
     ]  # fmt: skip
 
     def recorder(self, request: HttpRequest) -> Record:
@@ -102,6 +107,22 @@ class OperatedBrokerAdmin(BrokerAdmin):
             else:
                 self.message_user(request, f"{broker.name} was removed")
 
+    @admin.action(description="Look through for objects that are known no more", permissions=["change"])
+    def adopt(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
+        for broker in chosen:
+            try:
+                job = jobs.begin_adoption(broker.pk, who(request))
+            except JobRefused as error:
+                self.message_user(request, f"{broker.name}: {error}", messages.ERROR)
+            else:
+                self.message_user(request, f"job {job.pk} looks through {broker.name}")
+
+    def save_model(self, request: HttpRequest, obj: Broker, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if not change and form.cleaned_data["adopt"]:
+            job = jobs.begin_adoption(obj.pk, who(request))
+            self.message_user(request, f"job {job.pk} looks through what the place holds")
+
     @admin.action(description="Rebalance all brokers", permissions=["change"])
     def rebalance(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
         outlook = operations.begin_rebalance(who(request))
@@ -114,3 +135,116 @@ class OperatedBrokerAdmin(BrokerAdmin):
     def stop_rebalance(self, request: HttpRequest, chosen: QuerySet[Broker]) -> None:
         operations.stop_rebalance(who(request))
         self.message_user(request, "the rebalance was stopped")
+
+
+class ImportForm(forms.ModelForm):
+    """Orders an import as the last step of validation, so that what is wrong is shown beside what was typed."""
+
+    who: Who
+    saved: Job
+
+    class Meta:
+        model = Job
+        fields = ["broker", "prefix", "owner", "folder", "conflict"]
+        widgets = {"folder": forms.TextInput(attrs={"class": "vTextField"})}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ("broker", "owner"):
+            self.fields[name].required = True
+        self.fields["folder"].initial = "/imported"
+        self.fields["prefix"].strip = False  # type: ignore[attr-defined]
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc]
+        if self.errors:
+            return
+        data = self.cleaned_data
+        try:
+            self.saved = imports.start(
+                data["broker"].pk,
+                data["owner"],
+                self.who,
+                prefix=data["prefix"],
+                folder=data["folder"],
+                conflict=data["conflict"],
+            )
+        except (JobRefused, VfsError) as error:
+            self.add_error("folder" if isinstance(error, VfsError) else None, str(error))
+
+
+@admin.register(Job)
+class JobAdmin(ReadOnly):
+    """Adding one orders an import."""
+
+    list_display = [
+        "id",
+        "kind",
+        "state",
+        "broker_name",
+        "owner",
+        "folder",
+        "far",
+        "created_by",
+        "created_at",
+    ]
+    list_filter = ["kind", "state"]
+    list_select_related = ["owner", "created_by"]
+    actions = ["cancel", "resume"]
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("console.add_job")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        # For the actions; the rows themselves are shown read-only.
+        return request.user.has_perm("console.change_job")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Job | None = None) -> Any:
+        return [field.name for field in Job._meta.fields] if obj else []
+
+    def get_form(
+        self, request: HttpRequest, obj: Job | None = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        if obj is not None:
+            return super().get_form(request, obj, change, **kwargs)
+        return type("ImportForm", (ImportForm,), {"who": who(request)})
+
+    def get_fields(self, request: HttpRequest, obj: Job | None = None) -> Any:
+        return super().get_fields(request, obj) if obj else ImportForm.Meta.fields
+
+    def save_model(self, request: HttpRequest, obj: Job, form: Any, change: bool) -> None:
+        """The service has saved by the form already; take over what the row is."""
+        if not change:
+            obj.__dict__.update(form.saved.__dict__)
+
+    @admin.display(description="progress")
+    def far(self, job: Job) -> str:
+        now = jobs.progress(job)
+        there = "?" if now.objects_there is None else now.objects_there
+        words = f"{now.objects} of {there}, {now.refused} refused, {now.failed} failed"
+        if job.kind == Job.Kind.ADOPTION:
+            words = ""
+        return f"{words} {now.reason}".strip()
+
+    @admin.action(description="Cancel", permissions=["change"])
+    def cancel(self, request: HttpRequest, chosen: QuerySet[Job]) -> None:
+        for job in chosen:
+            self.message_user(request, jobs.words_of(jobs.progress(jobs.cancel(job.pk, who(request)))))
+
+    @admin.action(description="Go on", permissions=["change"])
+    def resume(self, request: HttpRequest, chosen: QuerySet[Job]) -> None:
+        for job in chosen:
+            try:
+                again = jobs.resume(job.pk, who(request))
+            except JobRefused as error:
+                self.message_user(request, str(error), messages.ERROR)
+            else:
+                self.message_user(request, jobs.words_of(jobs.progress(again)))
+
+
+@admin.register(ImportedFile)
+class ImportedFileAdmin(ReadOnly):
+    list_display = ["name", "job", "state", "detail", "path", "size", "at"]
+    list_filter = ["state", "job"]
+    list_select_related = ["job"]
+    search_fields = ["name", "path"]

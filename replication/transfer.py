@@ -117,6 +117,11 @@ def fetch_whole(broker: Broker, locator: str, size: int, checksum: str) -> bytes
     raise Corrupt("the stored bytes are not the ones that were sealed")
 
 
+def stat(broker: Broker, locator: str) -> StoredFile:
+    """What the provider tells of an object. Raises NotFound, BrokerError."""
+    return open_broker(broker).stat(locator)
+
+
 def remove(broker: Broker, locator: str) -> None:
     """Delete an object and see that it is gone. Idempotent. Raises BrokerError, Unavailable when it is still
     there after the delete was accepted."""

@@ -16,6 +16,7 @@ from accounts.tokens import ADMIN
 from brokers.errors import BrokerError, Misconfigured
 from brokers.models import Broker
 from brokers.services import InvalidOptions, StaleBroker
+from console.jobs import JobRefused
 from console.operations import Who
 from replication.removal import RemovalRefused
 from vfs.api.base import Endpoint, json_of, plain
@@ -60,7 +61,7 @@ def operator_errors(error: Exception, context: dict[str, Any]) -> Response | Non
     match error:
         case InvalidOptions():
             return _problem(400, error.code, str(error), errors=error.errors)
-        case StaleBroker() | RemovalRefused():
+        case StaleBroker() | RemovalRefused() | JobRefused():
             return _problem(409, error.code, str(error))
         case Misconfigured():
             return _problem(400, error.code, str(error))

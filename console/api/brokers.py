@@ -13,7 +13,7 @@ from brokers import health, registry
 from brokers.errors import Misconfigured
 from brokers.models import Broker
 from brokers.present import as_dict
-from console import brokers, operations
+from console import brokers, jobs, operations
 from console.api.base import OperatorEndpoint, broker_or_404, given, keyset
 from console.api.serializers import (
     BrokerChange,
@@ -45,9 +45,12 @@ class BrokersView(OperatorEndpoint):
 
     @extend_schema(request=NewBroker, responses={201: BrokerSerializer, 200: BrokerSerializer})
     def post(self, request: Request) -> Response:
-        """Connect a place: prepare it, mark it, poll it. 200 with `dry_run`, which changes nothing."""
+        """Connect a place: prepare it, mark it, poll it; with `adopt` a job looks through it. 200 with `dry_run`, which
+        changes nothing."""
         values = given(NewBroker, request)
         added = brokers.add(who=self.who, **values)
+        if values["adopt"] and not values["dry_run"]:
+            jobs.begin_adoption(added.pk, self.who)
         return Response(as_dict(added), status=200 if values["dry_run"] else 201)
 
 

@@ -8,6 +8,7 @@ from rest_framework import serializers
 
 from brokers.models import Health
 from console import browse
+from console.models import ImportedFile, Job
 from vfs.api.serializers import Text
 from vfs.paging import PAGE
 
@@ -233,3 +234,80 @@ class OrphanOutcomeSerializer(serializers.Serializer[Any]):
 
 class OrphansSerializer(serializers.Serializer[Any]):
     objects = OrphanOutcomeSerializer(many=True)
+
+
+class NewImport(serializers.Serializer[Any]):
+    """`broker` is an id, `user` a name: the objects that begin with `prefix` become files below `folder`, named by what
+    follows the last slash of the prefix. `dry_run` only counts."""
+
+    broker = serializers.IntegerField()
+    user = Text(max_length=150)
+    prefix = Text(required=False, default="", allow_blank=True, trim_whitespace=False, max_length=1000)
+    folder = Text(required=False, default="/", trim_whitespace=False, max_length=5000)
+    conflict = serializers.ChoiceField(
+        required=False, default=str(Job.Conflict.KEEP_BOTH), choices=[str(c) for c in Job.Conflict.values]
+    )
+    dry_run = serializers.BooleanField(required=False, default=False)
+
+
+class CountSerializer(serializers.Serializer[Any]):
+    objects_there = serializers.IntegerField()
+    bytes_there = serializers.IntegerField()
+
+
+class JobSerializer(serializers.Serializer[Any]):
+    """Of `objects_there` and `bytes_there` (null until they are counted), `objects` and `bytes` were dealt with, and
+    `files` objects brought in. `reason` says why it was stopped, or waits. `report` is that of an adoption."""
+
+    id = serializers.IntegerField()
+    kind = serializers.ChoiceField(choices=[str(k) for k in Job.Kind.values])
+    state = serializers.ChoiceField(choices=[str(s) for s in Job.State.values])
+    reason = serializers.CharField(allow_blank=True)
+    broker = serializers.CharField()
+    prefix = serializers.CharField(allow_blank=True)
+    owner = serializers.CharField(allow_blank=True)
+    folder = serializers.CharField(allow_blank=True)
+    conflict = serializers.CharField()
+    created_by = serializers.CharField(allow_blank=True)
+    created_at = serializers.DateTimeField()
+    finished_at = serializers.DateTimeField(allow_null=True)
+    objects_there = serializers.IntegerField(allow_null=True)
+    bytes_there = serializers.IntegerField(allow_null=True)
+    objects = serializers.IntegerField()
+    bytes = serializers.IntegerField()
+    files = serializers.IntegerField()
+    skipped = serializers.IntegerField()
+    refused = serializers.IntegerField()
+    failed = serializers.IntegerField()
+    report = serializers.DictField()
+
+
+class JobsSerializer(serializers.Serializer[Any]):
+    """A page of jobs, latest first."""
+
+    jobs = JobSerializer(many=True)
+    next = serializers.CharField(allow_null=True)
+
+
+class ImportedQuery(serializers.Serializer[Any]):
+    state = serializers.ChoiceField(required=False, choices=[str(s) for s in ImportedFile.State.values])
+    cursor = serializers.CharField(required=False, max_length=10_000, help_text="`next` of the page before.")
+    limit = serializers.IntegerField(required=False, min_value=1, max_value=browse.PAGE_MOST, default=PAGE)
+
+
+class ImportedSerializer(serializers.Serializer[Any]):
+    """What became of one object. `path` and `node` are those of the file in the drive."""
+
+    name = serializers.CharField()
+    state = serializers.ChoiceField(choices=[str(s) for s in ImportedFile.State.values])
+    detail = serializers.CharField(allow_blank=True)
+    node = serializers.UUIDField(allow_null=True)
+    path = serializers.CharField(allow_blank=True)
+    size = serializers.IntegerField()
+    attempts = serializers.IntegerField()
+    at = serializers.DateTimeField()
+
+
+class ImportedPageSerializer(serializers.Serializer[Any]):
+    files = ImportedSerializer(many=True)
+    next = serializers.CharField(allow_null=True)

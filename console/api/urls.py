@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from console.api import brokers, objects
+from console.api import brokers, jobs, objects
 
 _ONE = "brokers/<int:broker_id>"
 urlpatterns = [
@@ -20,5 +20,12 @@ urlpatterns = [
     path(f"{_ONE}/remove", brokers.RemoveView.as_view(), name="broker-remove"),
     path(f"{_ONE}/objects", objects.ObjectsView.as_view(), name="broker-objects"),
     path(f"{_ONE}/objects/delete-orphans", objects.OrphansView.as_view(), name="broker-delete-orphans"),
+    path(f"{_ONE}/adopt", jobs.AdoptView.as_view(), name="broker-adopt"),
+    path("imports", jobs.ImportsView.as_view(), name="imports"),
+    path("jobs", jobs.JobsView.as_view(), name="jobs"),
+    path("jobs/<int:job_id>", jobs.JobView.as_view(), name="job"),
+    path("jobs/<int:job_id>/cancel", jobs.CancelView.as_view(), name="job-cancel"),
+    path("jobs/<int:job_id>/resume", jobs.ResumeView.as_view(), name="job-resume"),
+    path("jobs/<int:job_id>/files", jobs.FilesView.as_view(), name="job-files"),
     path("rebalance", brokers.RebalanceView.as_view(), name="rebalance"),
 ]

@@ -75,6 +75,16 @@ MATRIX: dict[str, list[Call]] = {
         Call("POST", "brokers/{a}/objects/delete-orphans", 200, {"objects": ["x"]}),
         Call("POST", "brokers/{a}/objects/delete-orphans", 400),
     ],
+    "broker-adopt": [Call("POST", "brokers/{a}/adopt", 202)],
+    "imports": [
+        Call("POST", "imports", 404, {"broker": 999999, "user": "alice"}),
+        Call("POST", "imports", 400, {}),
+    ],
+    "jobs": [Call("GET", "jobs")],
+    "job": [Call("GET", "jobs/999999", 404)],
+    "job-cancel": [Call("POST", "jobs/999999/cancel", 404)],
+    "job-resume": [Call("POST", "jobs/999999/resume", 404)],
+    "job-files": [Call("GET", "jobs/999999/files", 404)],
     "rebalance": [Call("GET", "rebalance"), Call("POST", "rebalance"), Call("DELETE", "rebalance")],
 }
 CALLS = [call for calls in MATRIX.values() for call in calls]
@@ -146,7 +156,7 @@ def test_staff_needs_the_right(call: Call, a: Broker, bob: User, api: Api) -> No
     before = standing()
     assert send(api(bob), call, a).status_code == 403
     assert standing() == before
-    bob.user_permissions.add(Permission.objects.get(codename="view_broker"))
+    bob.user_permissions.set(Permission.objects.filter(codename__in=("view_broker", "view_job")))
     response = send(api(bob), call, a)
     reading = call.method in {"GET", "HEAD", "OPTIONS"}
     assert response.status_code == (call.root if reading else 403)
