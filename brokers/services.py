@@ -100,7 +100,7 @@ def add_broker(
             raise
     finally:
         opened.retire()
-    return health.poll(broker.pk)
+    return _still_ours(health.poll(broker.pk))
 
 
 def try_place(
@@ -233,6 +233,15 @@ def write_marker(broker_id: int, *, record: Record | None = None) -> Broker:
         Broker.objects.filter(pk=broker_id).update(marker_locator=locator, blank_since=None)
         _note(broker, "marker_written", "", record)
     return health.poll(broker_id)
+
+
+def _still_ours(broker: Broker) -> Broker:
+    """Of two that connect one place at the same moment, the second overwrites the marker of the first: that one
+    goes."""
+    if broker.health_reason == health.WRONG_MARKER:
+        Broker.objects.filter(pk=broker.pk, health=Health.OFFLINE).delete()
+        raise Misconfigured("this place was connected by somebody else at the same moment")
+    return broker
 
 
 def _note(broker: Broker, kind: str, detail: str, record: Record | None) -> None:

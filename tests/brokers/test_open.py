@@ -153,7 +153,7 @@ def test_a_wrong_registration_says_what_is_wrong(settings, path, text):
 
 
 def test_an_unknown_kind_names_the_known_ones():
-    with pytest.raises(Misconfigured, match="local, .*memory, .*s3"):
+    with pytest.raises(Misconfigured, match=r"local, .*memory, .*s3"):
         registry.get("gopher")
 
 

@@ -224,6 +224,24 @@ def test_no_secret_is_printed(caplog, secretive):
     assert CANARY not in f"{opened!r} {opened._driver!r} {secretive!r} {secretive} {caplog.text}"
 
 
+def test_of_two_that_connect_a_place_at_once_one_stays(monkeypatch):
+    write = marker.write
+
+    def slow(opened, mark):
+        """The other one looked at the place before this marker was there, and comes after it."""
+        locator = write(opened, mark)
+        monkeypatch.setattr(marker, "write", write)
+        monkeypatch.setattr(marker, "find", lambda _opened: None)
+        add_broker("Second", "memory", "two", {"space": "race"})
+        monkeypatch.undo()
+        return locator
+
+    monkeypatch.setattr(marker, "write", slow)
+    with pytest.raises(Misconfigured, match="at the same moment"):
+        add_broker("First", "memory", "one", {"space": "race"})
+    assert [(b.name, b.health) for b in Broker.objects.all()] == [("Second", Health.ONLINE)]
+
+
 # -- commands ----------------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ from vfs.models import Node, Upload, Version
 from vfs.names import MAX_NAME_BYTES
 from vfs.upload import expire_uploads
 
-pytestmark = [pytest.mark.django_db, pytest.mark.only_on("sqlite")]
+pytestmark = pytest.mark.django_db
 FOREIGN = {
     "photos/2020/one.jpg": b"1" * 3000,
     "photos/2020/two.jpg": b"2" * 2000,
