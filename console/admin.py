@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path, reverse
 from django.utils.html import format_html
 
+from accounts.models import User
 from brokers import trial
 from brokers.admin import BrokerAdmin
 from brokers.errors import BrokerError
@@ -33,7 +34,9 @@ admin.site.unregister(Broker)
 
 @admin.register(Broker)
 class OperatedBrokerAdmin(BrokerAdmin):
-    list_display = [*BrokerAdmin.list_display, "drains", "objects"]
+    list_display = [
+        *BrokerAdmin.list_display[:4], "objects", *BrokerAdmin.list_display[4:], "drains",
+    ]  # fmt: skip
     actions = [
         *BrokerAdmin.actions, "test", "enable", "disable", "drain", "undo_drain", "remove", "rebalance",
         "stop_rebalance", "adopt",
@@ -142,6 +145,8 @@ class ImportForm(forms.ModelForm):
 
     who: Who
     saved: Job
+    # Not a list to choose from: there may be very many.
+    owner = forms.CharField(label="User", max_length=150, help_text="Into whose drive, by name.")
 
     class Meta:
         model = Job
@@ -150,10 +155,15 @@ class ImportForm(forms.ModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name in ("broker", "owner"):
-            self.fields[name].required = True
+        self.fields["broker"].required = True
         self.fields["folder"].initial = "/imported"
         self.fields["prefix"].strip = False  # type: ignore[attr-defined]
+
+    def clean_owner(self) -> User:
+        found = User.objects.filter(username=self.cleaned_data["owner"]).first()
+        if found is None:
+            raise forms.ValidationError("There is no user of this name.")
+        return found
 
     def _post_clean(self) -> None:
         super()._post_clean()  # type: ignore[misc]
@@ -191,6 +201,10 @@ class JobAdmin(ReadOnly):
     list_filter = ["kind", "state"]
     list_select_related = ["owner", "created_by"]
     actions = ["cancel", "resume"]
+    exclude = ["holder", "lease_until"]
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        return super().add_view(request, form_url, {**(extra_context or {}), "title": "Import files"})
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm("console.add_job")
@@ -200,7 +214,7 @@ class JobAdmin(ReadOnly):
         return request.user.has_perm("console.change_job")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Job | None = None) -> Any:
-        return [field.name for field in Job._meta.fields] if obj else []
+        return [field.name for field in Job._meta.fields if field.name not in self.exclude] if obj else []
 
     def get_form(
         self, request: HttpRequest, obj: Job | None = None, change: bool = False, **kwargs: Any

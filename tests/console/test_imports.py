@@ -399,13 +399,16 @@ def test_in_the_console(
     client.force_login(root)
     form = {
         "broker": place.pk,
-        "owner": alice.pk,
+        "owner": "alice",
         "prefix": "photos/",
         "folder": "/a/../b",
         "conflict": "skip",
     }
     page = client.post("/admin/console/job/add/", form)
     assert "cannot be a name" in page.content.decode()
+    page = client.post("/admin/console/job/add/", {**form, "owner": "nobody"})
+    assert "There is no user of this name" in page.content.decode()
+    assert not Job.objects.exists()
     assert client.post("/admin/console/job/add/", {**form, "folder": "/in"}).status_code == 302
     job = Job.objects.get()
     assert (job.folder, job.conflict, job.created_by) == ("/in", "skip", root)
