@@ -66,18 +66,23 @@ class OperatedBrokerAdmin(BrokerAdmin):
             self.message_user(request, f"{broker.name} is disabled")
 
     def get_urls(self) -> list[Any]:
-        def view(request: HttpRequest, broker_id: int) -> HttpResponse:
-            return pages.browse_broker(request, self.admin_site, broker_id)
+        def page(name: str, render: Callable[..., HttpResponse]) -> Any:
+            def view(request: HttpRequest, broker_id: int) -> HttpResponse:
+                return render(request, self.admin_site, broker_id)
 
-        browse = path(
-            "<int:broker_id>/objects/", self.admin_site.admin_view(view), name="brokers_broker_objects"
-        )
-        return [browse, *super().get_urls()]
+            return path(
+                f"<int:broker_id>/{name}/", self.admin_site.admin_view(view), name=f"brokers_broker_{name}"
+            )
 
-    @admin.display(description="objects")
+        own = [page("objects", pages.browse_broker), page("remove", pages.remove_broker)]
+        return [*own, *super().get_urls()]
+
+    @admin.display(description="look")
     def objects(self, broker: Broker) -> str:
         return format_html(
-            '<a href="{}">browse</a>', reverse("admin:brokers_broker_objects", args=[broker.pk])
+            '<a href="{}">objects</a>, <a href="{}">removal</a>',
+            reverse("admin:brokers_broker_objects", args=[broker.pk]),
+            reverse("admin:brokers_broker_remove", args=[broker.pk]),
         )
 
     @admin.display(description="drain")

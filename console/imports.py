@@ -235,7 +235,7 @@ class _Import:
 
             def note(outcomes: list[Outcome]) -> None:
                 # Under this lock the job is still ours, or nothing of this stands.
-                if not self.turn.rows().update(lease_until=clock.now() + jobs.LEASE):
+                if not self.turn.rows().update(lease_until=clock.now() + self.turn.lease):
                     raise Ended
                 self._note(State.DONE, "", node=outcomes[0].node.pk, path=join_path(names), size=size)
 

@@ -27,7 +27,8 @@ from vfs import holder
 log = logging.getLogger(__name__)
 State, Kind = Job.State, Job.Kind
 
-LEASE = timedelta(minutes=10)
+# An adoption may verify a very long file between two renewals.
+LEASES = {Kind.IMPORT: timedelta(minutes=10), Kind.ADOPTION: timedelta(hours=2)}
 BEAT = 20.0  # seconds between two renewals
 # A task works so long, then leaves the rest to the next, so that no job keeps other work waiting.
 TURN = 60.0
@@ -181,6 +182,7 @@ class Turn:
     def __init__(self, job: Job, seconds: float | None, tell: Tell) -> None:
         self.job, self.tell = job, tell
         self.broker: Broker | None = job.broker
+        self.lease = LEASES[Kind(job.kind)]
         self._seconds, self._ends = seconds, float("inf")
         self._beat_at = clock.monotonic() + BEAT
 
@@ -206,7 +208,7 @@ class Turn:
         if not now and clock.monotonic() < self._beat_at:
             return
         self._beat_at = clock.monotonic() + BEAT
-        if not self.rows().update(lease_until=clock.now() + LEASE):
+        if not self.rows().update(lease_until=clock.now() + self.lease):
             raise Ended
 
 
@@ -224,7 +226,7 @@ def _take(job_id: int, seconds: float | None, tell: Tell) -> Turn | None:
     # The moment makes two turns of one process differ.
     mine = f"{holder.current()} {now.isoformat()} {clock.monotonic()}"
     free = Job.objects.filter(pk=job_id, state=State.RUNNING, holder=job.holder, lease_until=job.lease_until)
-    if not free.update(holder=mine, lease_until=now + LEASE, retry_at=None):
+    if not free.update(holder=mine, lease_until=now + LEASES[Kind(job.kind)], retry_at=None):
         return None
     job.holder = mine
     return Turn(job, seconds, tell)

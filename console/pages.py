@@ -10,13 +10,15 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils.http import urlencode
 
 from accounts.models import User
 from brokers.errors import BrokerError
 from brokers.models import Broker
-from console import brokers, browse
+from console import brokers, browse, operations
 from console.operations import Who
+from replication.removal import RemovalRefused
 from vfs.errors import BadCursor
 
 PAGE = 100
@@ -66,6 +68,34 @@ def browse_broker(request: HttpRequest, site: AdminSite, broker_id: int) -> Http
         "may_delete": may_delete and any(entry.kind == browse.ORPHAN for entry in found.entries),
     }
     return TemplateResponse(request, "admin/brokers/broker/browse.html", context)
+
+
+def remove_broker(request: HttpRequest, site: AdminSite, broker_id: int) -> HttpResponse:
+    """What stands against removing a broker, and what is lost; it is removed by its name, typed once more."""
+    broker = get_object_or_404(Broker, pk=broker_id)
+    if not request.user.has_perm("brokers.delete_broker"):
+        raise PermissionDenied
+    refused = ""
+    if request.method == "POST":
+        try:
+            if "force" in request.POST:
+                operations.remove_by_force(broker.pk, request.POST.get("name", ""), who(request))
+            else:
+                operations.remove(broker.pk, who(request), leave_objects="leave_objects" in request.POST)
+        except (RemovalRefused, BrokerError) as error:
+            refused = str(error)
+        else:
+            messages.success(request, f"{broker.name} was removed.")
+            return HttpResponseRedirect(reverse("admin:brokers_broker_changelist"))
+    context = {
+        **site.each_context(request),
+        "title": f"Remove {broker.name}",
+        "opts": Broker._meta,
+        "broker": broker,
+        "standing": operations.look_at_removal(broker.pk),
+        "refused": refused,
+    }
+    return TemplateResponse(request, "admin/brokers/broker/remove.html", context)
 
 
 def _delete_orphans(request: HttpRequest, broker: Broker) -> None:

@@ -129,6 +129,27 @@ def test_the_console_tests_and_switches(alice_file: Broker, client: Client) -> N
     assert actions[-4:] == ["broker.tested", "broker.disabled", "broker.enabled", "broker.changed"]
 
 
+def test_the_console_removes_by_force_with_the_name_typed(alice_file: Broker, client: Client) -> None:
+    for other in Replica.objects.exclude(broker=alice_file):
+        other.delete()
+    root = User.objects.create_superuser("root", "root@example.com", PASSWORD)
+    address = f"/admin/brokers/broker/{alice_file.pk}/remove/"
+    staff = User.objects.create_user("staff", "s@example.com", PASSWORD, is_staff=True)
+    client.force_login(staff)
+    assert client.post(address, {"force": "1", "name": alice_file.name}).status_code == 403
+    client.force_login(root)
+    assert address in client.get("/admin/brokers/broker/").content.decode()
+    assert "alice:/letter" in client.get(address).content.decode()
+    assert "drain it first" in client.post(address).content.decode()
+    assert "type the broker&#x27;s name" in client.post(address, {"force": "1", "name": "x"}).content.decode()
+    assert Broker.objects.filter(pk=alice_file.pk).exists()
+    done = client.post(address, {"force": "1", "name": alice_file.name}, follow=True).content.decode()
+    assert "was removed" in done
+    assert not Broker.objects.filter(pk=alice_file.pk).exists()
+    assert AuditEvent.objects.get(action="broker.removed_by_force").actor == root
+    assert client.get(address).status_code == 404
+
+
 def test_the_console_drains_and_removes(alice_file: Broker, client: Client) -> None:
     root = User.objects.create_superuser("root", "root@example.com", PASSWORD)
     client.force_login(root)
