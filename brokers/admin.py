@@ -69,13 +69,20 @@ class BrokerAdmin(admin.ModelAdmin):
     def get_form(
         self, request: HttpRequest, obj: Broker | None = None, change: bool = False, **kwargs: Any
     ) -> Any:
-        return form_for(obj.driver if obj else request.GET["driver"], obj)
+        form = form_for(obj.driver if obj else request.GET["driver"], obj)
+        if record := self.recorder(request):
+            form.record = staticmethod(record)
+        return form
+
+    def recorder(self, request: HttpRequest) -> services.Record | None:
+        """What writes the audit row of a change; brokers alone know of no audit trail."""
+        return None
 
     def get_fieldsets(self, request: HttpRequest, obj: Broker | None = None) -> Any:
         slug = obj.driver if obj else request.GET["driver"]
         options = [OPTION + name for name in registry.get(slug).form.base_fields]
         own = ["name", "domain", "weight"]
-        sets: list[Any] = [(None, {"fields": ["driver", *own, "enabled"] if obj else own})]
+        sets: list[Any] = [(None, {"fields": ["driver", *own, "enabled"] if obj else [*own, "adopt"]})]
         sets.append(("Limits", {"fields": list(limits.FIELDS)}))
         if options:
             more = {"fields": options, "description": dropbox_admin.link(slug, obj)}
@@ -145,7 +152,7 @@ class BrokerAdmin(admin.ModelAdmin):
     def write_marker(self, request: HttpRequest, brokers: QuerySet[Broker]) -> None:
         for broker in brokers:
             try:
-                polled = services.write_marker(broker.pk)
+                polled = services.write_marker(broker.pk, record=self.recorder(request))
             except BrokerError as error:
                 self.message_user(request, f"{broker.name}: {error}", messages.ERROR)
             else:

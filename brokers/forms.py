@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 
@@ -12,6 +12,10 @@ from brokers.errors import BrokerError
 from brokers.models import Broker
 
 OPTION = "option_"
+ADOPT = (
+    "Connect a place that holds objects of a CloudStore broker that is not in this database, such as one that was "
+    "removed by force. What it holds is then verified and used again."
+)
 KEPT = "Stored, and not shown. Leave empty to keep it."
 
 
@@ -19,6 +23,8 @@ class BrokerForm(forms.ModelForm):
     """`kind` is set on a subclass that `form_for` makes; options stand under `option_<name>`."""
 
     kind: registry.Kind
+    # Who asks for an audit row sets it on the class that `form_for` made.
+    record: ClassVar[services.Record | None] = None
     saved: Broker
 
     class Meta:
@@ -54,14 +60,16 @@ class BrokerForm(forms.ModelForm):
             self.add_error(None, f"{error.code.replace('_', ' ').capitalize()}: {error}")
 
     def _save_by_services(self) -> Broker:
-        data = self.cleaned_data
+        data, record = self.cleaned_data, type(self).record
         own = {"name": data["name"], "domain": data["domain"], "weight": data["weight"]}
         own["allowed"] = {name: None if data[name] == "" else data[name] for name in limits.FIELDS}
         if self.instance.pk is None:
-            return services.add_broker(driver=self.kind.slug, options=self.options(), **own)
-        saved = services.update_broker(self.instance.pk, options=self.options(), **own)
+            return services.add_broker(
+                driver=self.kind.slug, options=self.options(), adopt=data["adopt"], record=record, **own
+            )
+        saved = services.update_broker(self.instance.pk, options=self.options(), record=record, **own)
         if data["enabled"] != saved.enabled:
-            saved = services.set_enabled(saved.pk, data["enabled"])
+            saved = services.set_enabled(saved.pk, data["enabled"], record=record)
         return saved
 
 
@@ -70,6 +78,8 @@ def form_for(slug: str, broker: Broker | None = None) -> type[BrokerForm]:
     Misconfigured for a driver that cannot be used."""
     kind = registry.get(slug)
     fields: dict[str, Any] = {"kind": kind}
+    if broker is None:
+        fields["adopt"] = forms.BooleanField(required=False, label="Take over", help_text=ADOPT)
     for name, original in kind.form.base_fields.items():
         field = deepcopy(original)
         if name in kind.secret_options:

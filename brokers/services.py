@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,9 @@ from brokers.open import OpenBroker, connect, forget
 
 # How long the polls leave a broker alone that is being added.
 ADDING = timedelta(seconds=60)
+
+# Called inside the transaction of a change with the row, what was done and a detail: for the caller's audit row.
+Record = Callable[[Broker, str, str], None]
 
 
 class InvalidOptions(Misconfigured):
@@ -68,6 +71,7 @@ def add_broker(
     weight: float = 1.0,
     adopt: bool = False,
     allowed: Mapping[str, Any] | None = None,
+    record: Record | None = None,
 ) -> Broker:
     """Connect a place: check the options, prepare the place, mark it, poll it: -> the saved row.
 
@@ -76,14 +80,7 @@ def add_broker(
     holds objects without a broker in this database is taken over only with `adopt`. Outside any transaction. Raises
     InvalidOptions, Misconfigured, or what the provider raises; then no row is left."""
     guard.check()
-    plain, secrets = check_options(driver, options)
-    broker = Broker(
-        name=name.strip(), driver=driver, domain=domain.strip(), options=plain, weight=weight,
-        check_at=clock.now() + ADDING,
-    )  # fmt: skip
-    _apply_limits(broker, allowed or {})
-    _check_row(broker)
-    credentials.seal_secrets(broker, secrets)
+    broker, secrets = _new_row(name, driver, domain, options, weight, allowed)
     opened = connect(broker)
     try:
         opened.prepare()
@@ -94,7 +91,7 @@ def add_broker(
             credentials.seal_secrets(broker, secrets)
             broker.marker_locator = found[0]
         # The row first: a crash leaves a broker that the polls finish, not a marker that nobody knows.
-        _insert(broker)
+        _insert(broker, record)
         try:
             if not broker.marker_locator:
                 locator = marker.write(opened, broker.marker)
@@ -104,7 +101,30 @@ def add_broker(
             raise
     finally:
         opened.retire()
-    return health.poll(broker.pk)
+    return _still_ours(health.poll(broker.pk))
+
+
+def try_place(
+    name: str,
+    driver: str,
+    domain: str,
+    options: Mapping[str, Any],
+    *,
+    weight: float = 1.0,
+    adopt: bool = False,
+    allowed: Mapping[str, Any] | None = None,
+) -> Broker:
+    """Whether `add_broker` would take this place, as far as reading tells: -> the row, not saved. Changes nothing,
+    neither here nor there, so a folder that `add_broker` would make is not there yet (Unavailable). Raises what
+    `add_broker` raises."""
+    guard.check()
+    broker, _secrets = _new_row(name, driver, domain, options, weight, allowed)
+    opened = connect(broker)
+    try:
+        _check_claim(broker, opened, marker.find(opened), adopt)
+    finally:
+        opened.retire()
+    return broker
 
 
 def update_broker(
@@ -115,11 +135,13 @@ def update_broker(
     weight: float | None = None,
     options: Mapping[str, Any] | None = None,
     allowed: Mapping[str, Any] | None = None,
+    record: Record | None = None,
+    dry_run: bool = False,
 ) -> Broker:
-    """Change what is given: -> the row. Of `options` and `allowed` (the operator's limits, None for no limit), those
-    that are left out keep their value, as does a secret given as "". New options or secrets must lead to the same
-    place: its marker is read through them before anything changes. Raises InvalidOptions, StaleBroker,
-    Misconfigured, or what the provider raises."""
+    """Change what is given (`dry_run`: only check that it could be): -> the row. Of `options` and `allowed` (the
+    operator's limits, None for no limit), those that are left out keep their value, as does a secret given as "". New
+    options or secrets must lead to the same place: its marker is read through them before anything changes. Raises
+    InvalidOptions, StaleBroker, Misconfigured, or what the provider raises."""
     guard.check()
     broker = Broker.objects.get(pk=broker_id)
     revision = broker.revision
@@ -142,6 +164,8 @@ def update_broker(
     _check_row(broker)
     if "options" in changed:
         _check_same_place(broker)
+    if dry_run:
+        return broker
     broker.revision = revision + 1
     with transaction.atomic():
         try:
@@ -161,14 +185,14 @@ def update_broker(
             raise _name_taken() from None
         if not rows:
             raise StaleBroker("somebody else changed this broker meanwhile; look at it again")
-        BrokerEvent.objects.create(broker_id=broker_id, kind="changed", detail=", ".join(changed))
+        _note(broker, "changed", ", ".join(changed), record)
     forget(broker_id)
     # What fits is another question now.
     asks = {"options", "capacity_limit", "reserve"} & set(changed)
     return health.poll(broker_id) if asks else Broker.objects.get(pk=broker_id)
 
 
-def set_enabled(broker_id: int, enabled: bool) -> Broker:
+def set_enabled(broker_id: int, enabled: bool, *, record: Record | None = None) -> Broker:
     """Take a broker out of use, or back in: -> the row. A disabled broker is neither read, written nor polled;
     its replicas stay. An enabled one is polled at once. Idempotent; outside any transaction."""
     guard.check()
@@ -182,7 +206,7 @@ def set_enabled(broker_id: int, enabled: bool) -> Broker:
         )  # fmt: skip
     with transaction.atomic():
         if Broker.objects.filter(pk=broker_id, enabled=not enabled).update(**changes):
-            BrokerEvent.objects.create(broker_id=broker_id, kind="enabled" if enabled else "disabled")
+            _note(Broker.objects.get(pk=broker_id), "enabled" if enabled else "disabled", "", record)
     return health.poll(broker_id) if enabled else Broker.objects.get(pk=broker_id)
 
 
@@ -198,7 +222,7 @@ def set_draining(broker_id: int, draining: bool, *, objects: int = 0, size: int 
     return bool(rows)
 
 
-def write_marker(broker_id: int) -> Broker:
+def write_marker(broker_id: int, *, record: Record | None = None) -> Broker:
     """By hand: declare that the place is this broker's, although its marker is gone or damaged (health
     "marker_missing", "wrong_marker", a root folder that was removed): -> the row, polled. Refuses a place that
     carries another broker's marker. Outside any transaction. Idempotent."""
@@ -216,7 +240,7 @@ def write_marker(broker_id: int) -> Broker:
         opened.retire()
     with transaction.atomic():
         Broker.objects.filter(pk=broker_id).update(marker_locator=locator, blank_since=None)
-        BrokerEvent.objects.create(broker_id=broker_id, kind="marker_written")
+        _note(broker, "marker_written", "", record)
     return health.poll(broker_id)
 
 
@@ -237,6 +261,42 @@ def _of_limits(broker: Broker, changed: list[str]) -> dict[str, Any]:
     return columns
 
 
+def _still_ours(broker: Broker) -> Broker:
+    """Of two that connect one place at the same moment, the second overwrites the marker of the first: that one
+    goes."""
+    if broker.health_reason == health.WRONG_MARKER:
+        Broker.objects.filter(pk=broker.pk, health=Health.OFFLINE).delete()
+        raise Misconfigured("this place was connected by somebody else at the same moment")
+    return broker
+
+
+def _note(broker: Broker, kind: str, detail: str, record: Record | None) -> None:
+    """Tell of a change, inside its transaction."""
+    BrokerEvent.objects.create(broker_id=broker.pk, kind=kind, detail=detail)
+    if record is not None:
+        record(broker, kind, detail)
+
+
+def _new_row(
+    name: str,
+    driver: str,
+    domain: str,
+    options: Mapping[str, Any],
+    weight: float,
+    allowed: Mapping[str, Any] | None,
+) -> tuple[Broker, dict[str, str]]:
+    """A row that is not saved, with its secrets sealed: -> it and the secrets."""
+    plain, secrets = check_options(driver, options)
+    broker = Broker(
+        name=name.strip(), driver=driver, domain=domain.strip(), options=plain, weight=weight,
+        check_at=clock.now() + ADDING,
+    )  # fmt: skip
+    _apply_limits(broker, allowed or {})
+    _check_row(broker)
+    credentials.seal_secrets(broker, secrets)
+    return broker, secrets
+
+
 def _check_row(broker: Broker) -> None:
     if not math.isfinite(broker.weight):
         raise InvalidOptions({"weight": ["Give a finite number."]})
@@ -250,13 +310,11 @@ def _name_taken() -> InvalidOptions:
     return InvalidOptions({"name": ["There is a broker with this name."]})
 
 
-def _insert(broker: Broker) -> None:
+def _insert(broker: Broker, record: Record | None) -> None:
     try:
         with transaction.atomic():
             broker.save(force_insert=True)
-            BrokerEvent.objects.create(
-                broker=broker, kind="added", detail=f"{broker.driver}, {broker.domain}"
-            )
+            _note(broker, "added", f"{broker.driver}, {broker.domain}", record)
     except IntegrityError:
         if Broker.objects.filter(marker=broker.marker).exists():
             raise Misconfigured("this place was connected by somebody else at the same moment") from None

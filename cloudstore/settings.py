@@ -257,6 +257,7 @@ CELERY_BEAT_SCHEDULE = {
         ("collect", "replication.tasks.collect", CLOUDSTORE_SWEEP_INTERVAL),
         ("find-orphans", "replication.tasks.find_orphans", 86_400),
         ("epoch", "console.tasks.advance_epoch", CLOUDSTORE_EPOCH_INTERVAL),
+        ("jobs", "console.tasks.run_jobs", CLOUDSTORE_SWEEP_INTERVAL),
         ("snapshot", "console.tasks.snapshot", CLOUDSTORE_SNAPSHOT_INTERVAL),
     )
 }

@@ -12,5 +12,6 @@ urlpatterns = [
     path("", include("accounts.urls")),  # before the admin site: it takes the place of its sign-in page
     path("admin/", admin.site.urls),
     path("", include("vfs.urls")),
+    path("api/v1/", include(("console.api.urls", "console"))),
     re_path(r"^api/v1/", NotFoundView.as_view()),  # the API's own 404, after everything else below it
 ]

@@ -182,6 +182,6 @@ def _files(contents: Any) -> list[str]:
     return names
 
 
-def as_dict(data: Progress | Outlook | Removal) -> dict[str, Any]:
-    """Plain data for JSON."""
+def as_dict(data: Any) -> dict[str, Any]:
+    """A dataclass as plain data for JSON."""
     return asdict(data)

@@ -181,18 +181,27 @@ def rebuild(
     return bring_back(report, operator=operator, tell=tell)
 
 
-def bring_back(report: Report, *, operator: str = "", dry_run: bool = False, tell: Tell) -> Report:
-    """Give rows to what the brokers hold and this database does not know, and count every user's quota anew."""
-    for broker in Broker.objects.filter(enabled=True):
+def bring_back(
+    report: Report,
+    *,
+    operator: str = "",
+    dry_run: bool = False,
+    tell: Tell,
+    broker_id: int | None = None,
+) -> Report:
+    """Give rows to what the brokers (or one of them) hold and this database does not know, and count every user's
+    quota anew."""
+    searched = Broker.objects.all() if broker_id is None else Broker.objects.filter(pk=broker_id)
+    for broker in searched.filter(enabled=True):
         if health.poll(broker.pk).health != Health.ONLINE:
             health.poll(broker.pk)  # one that was down is believed after two good polls
-    report.brokers = list(Broker.objects.order_by("name").values_list("name", flat=True))
+    report.brokers = list(searched.order_by("name").values_list("name", flat=True))
     if dry_run:
-        adopt.gather(report.objects, tell, dry_run=True)
+        adopt.gather(report.objects, tell, dry_run=True, broker_id=broker_id)
         return report
     expire_uploads()
     owner = _operator(operator, report)
-    adopt.gather(report.objects, tell)
+    adopt.gather(report.objects, tell, broker_id=broker_id)
     adopt.finish(lambda content, at, head: _keep(owner, content, at, head), report.objects, tell)
     snapshots.note_all()
     for count in recount.recount():

@@ -34,6 +34,8 @@ TABLES: tuple[str, ...] = (
     "replication.Event",
     "vfs.Node",
     "vfs.Version",
+    "console.Job",
+    "console.ImportedFile",
 )
 
 LEFT_OUT: dict[str, str] = {

@@ -27,3 +27,18 @@ def advance_epoch() -> None:
     from replication import epoch
 
     epoch.advance()
+
+
+@shared_task
+def run_jobs() -> None:
+    """Go on with every job that nobody works at."""
+    from console import jobs
+
+    jobs.run_due()
+
+
+@shared_task
+def run_job(job_id: int) -> None:
+    from console import jobs
+
+    jobs.run(job_id, seconds=jobs.TURN)

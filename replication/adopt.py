@@ -65,13 +65,18 @@ class Report:
 
 
 def gather(
-    report: Report, tell: Callable[[str], None] = lambda _words: None, *, dry_run: bool = False
+    report: Report,
+    tell: Callable[[str], None] = lambda _words: None,
+    *,
+    dry_run: bool = False,
+    broker_id: int | None = None,
 ) -> None:
-    """List every readable broker and give rows to the objects that have none: more copies of what is known, and the
-    slices of contents that are not. Idempotent."""
+    """List every readable broker (or this one alone) and give rows to the objects that have none: more copies of what
+    is known, and the slices of contents that are not. Idempotent."""
     if epoch.lock() is not None and not dry_run:
         _forget_unsealed()
-    for broker in Broker.objects.order_by("pk"):
+    searched = Broker.objects.all() if broker_id is None else Broker.objects.filter(pk=broker_id)
+    for broker in searched.order_by("pk"):
         if not broker.readable:
             report.unreachable.append(broker.name)
             continue

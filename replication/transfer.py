@@ -126,6 +126,11 @@ def has(broker: Broker, locator: str) -> bool:
         return False
 
 
+def stat(broker: Broker, locator: str) -> StoredFile:
+    """What the provider tells of an object. Raises NotFound, BrokerError."""
+    return open_broker(broker).stat(locator)
+
+
 def remove(broker: Broker, locator: str) -> None:
     """Delete an object and see that it is gone. Idempotent. Raises BrokerError, Unavailable when it is still
     there after the delete was accepted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -241,9 +241,9 @@ class FileUpload:
         reach("upload.completed")
         return written
 
-    def commit(self) -> Outcome:
+    def commit(self, also: Callable[[list[Outcome]], None] | None = None) -> Outcome:
         """Make the file visible, in one transaction. See `commit_all`."""
-        return commit_all([self])[0]
+        return commit_all([self], also)[0]
 
     def abort(self) -> None:
         """Give everything back, later when the database is away. Idempotent; does nothing after the commit."""
@@ -259,8 +259,11 @@ class FileUpload:
         self._open = False
 
 
-def commit_all(uploads: Sequence[FileUpload]) -> list[Outcome]:
-    """Make completed uploads of one owner visible, all or none, in one transaction.
+def commit_all(
+    uploads: Sequence[FileUpload], also: Callable[[list[Outcome]], None] | None = None
+) -> list[Outcome]:
+    """Make completed uploads of one owner visible, all or none, in one transaction, in which `also` notes what shall
+    stand exactly when they do.
 
     Raises StateConflict when one expired meanwhile, ParentGone when its folder was deleted, IsAFolder or
     NotAFolder for what stands in the way now, PreconditionFailed, AccountClosed."""
@@ -271,6 +274,8 @@ def commit_all(uploads: Sequence[FileUpload]) -> list[Outcome]:
         if any(not _ACTIVE(user=pk) for pk in {owner.pk} | {u.actor.pk for u in uploads}):
             raise AccountClosed
         outcomes = [_commit(upload) for upload in uploads]
+        if also is not None:
+            also(outcomes)
     reach("upload.committed")
     for upload in uploads:
         upload._committed()

@@ -14,9 +14,11 @@ from accounts.models import AuditEvent, User
 from brokers.models import Broker
 from replication import collect, reconcile
 from replication.models import Replica
+from replication.read import open_content
 from tests.brokers.conftest import _clean_brokers
 from tests.cast import PASSWORD
-from tests.replication.kit import memory_broker
+from tests.replication.kit import Objects, memory_broker
+from vfs import fsck
 from vfs.upload import FileUpload, target_at
 
 __all__ = ["_clean_brokers"]
@@ -69,6 +71,83 @@ def test_a_forced_removal_needs_the_name_and_is_audited(alice_file: Broker) -> N
     row = AuditEvent.objects.get(action="broker.removed_by_force")
     assert row.detail["lost"] == 1
     assert row.detail["lost_files"] == ["alice:/letter"]
+
+
+def test_a_broker_returns_after_a_forced_removal(alice_file: Broker) -> None:
+    """Its objects are verified and used again: nothing is uploaded."""
+    name, space = alice_file.name, alice_file.options["space"]
+    User.objects.create_superuser("root", "root@example.com", PASSWORD)
+    for other in Replica.objects.exclude(broker=alice_file).select_related("broker"):
+        del Objects(other.broker)[other.locator]
+        other.delete()
+    (replica,) = Replica.objects.values("key", "locator")
+    assert command("broker_remove", name, "--force", name)["lost"] == ["alice:/letter"]
+    assert not Replica.objects.exists()
+    again = ["broker_add", "Again", "--driver", "memory", "--domain", "d", "--option", f"space={space}"]
+    with pytest.raises(CommandError, match="adopt"):
+        command(*again)
+    before = set(Objects(alice_file))
+    assert command(*again, "--adopt", "--dry-run")["would_add"]["name"] == "Again"
+    found = command(*again, "--adopt")["brought_back"]["objects"]
+    assert (found["copies"], found["contents"]) == (1, 0)
+    row = Replica.objects.get(broker__name="Again")
+    assert {"key": row.key, "locator": row.locator} == replica
+    assert (row.state, row.verified_at is not None) == (Replica.State.STORED, True)
+    assert set(Objects(alice_file)) == before
+    assert b"".join(open_content(row.segment.content).stream()) == b"x" * 1000
+    assert command("adopt", "--broker", "Again")["objects"]["unknown"] == 0
+    reconcile.run_to_rest()
+    assert fsck.check(full=True) == []
+    actions = AuditEvent.objects.values_list("action", flat=True)
+    assert {"broker.added", "broker.objects_adopted"} <= set(actions)
+
+
+def test_a_trial_by_command(alice_file: Broker) -> None:
+    assert command("broker_test", alice_file.name)["ok"] is True
+    Objects(alice_file).clear()
+    with pytest.raises(CommandError, match="does not work: not_found"):
+        command("broker_test", alice_file.name)
+    with pytest.raises(CommandError, match="there is no broker"):
+        command("broker_test", "nobody")
+
+
+def test_the_console_tests_and_switches(alice_file: Broker, client: Client) -> None:
+    client.force_login(User.objects.create_superuser("root", "root@example.com", PASSWORD))
+
+    def act(action: str) -> str:
+        data = {"action": action, "_selected_action": [alice_file.pk]}
+        return client.post("/admin/brokers/broker/", data, follow=True).content.decode()
+
+    assert ": works\nok   connect" in act("test")
+    assert "is disabled" in act("disable")
+    assert "is enabled: up" in act("enable")
+    page = f"/admin/brokers/broker/{alice_file.pk}/change/"
+    form = {"name": "Renamed", "domain": "d2", "weight": "2", "enabled": "on"}
+    form["option_space"] = alice_file.options["space"]
+    assert client.post(page, form).status_code == 302
+    actions = list(AuditEvent.objects.order_by("pk").values_list("action", flat=True))
+    assert actions[-4:] == ["broker.tested", "broker.disabled", "broker.enabled", "broker.changed"]
+
+
+def test_the_console_removes_by_force_with_the_name_typed(alice_file: Broker, client: Client) -> None:
+    for other in Replica.objects.exclude(broker=alice_file):
+        other.delete()
+    root = User.objects.create_superuser("root", "root@example.com", PASSWORD)
+    address = f"/admin/brokers/broker/{alice_file.pk}/remove/"
+    staff = User.objects.create_user("staff", "s@example.com", PASSWORD, is_staff=True)
+    client.force_login(staff)
+    assert client.post(address, {"force": "1", "name": alice_file.name}).status_code == 403
+    client.force_login(root)
+    assert address in client.get("/admin/brokers/broker/").content.decode()
+    assert "alice:/letter" in client.get(address).content.decode()
+    assert "drain it first" in client.post(address).content.decode()
+    assert "type the broker&#x27;s name" in client.post(address, {"force": "1", "name": "x"}).content.decode()
+    assert Broker.objects.filter(pk=alice_file.pk).exists()
+    done = client.post(address, {"force": "1", "name": alice_file.name}, follow=True).content.decode()
+    assert "was removed" in done
+    assert not Broker.objects.filter(pk=alice_file.pk).exists()
+    assert AuditEvent.objects.get(action="broker.removed_by_force").actor == root
+    assert client.get(address).status_code == 404
 
 
 def test_the_console_drains_and_removes(alice_file: Broker, client: Client) -> None:

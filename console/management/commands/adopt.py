@@ -7,8 +7,10 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from brokers.commands import JsonCommand
-from console import rebuild
+from brokers.models import Broker
+from console import brokers, rebuild
 from console.management.commands.rebuild import words_of
+from console.operations import Who
 
 
 class Command(JsonCommand):
@@ -21,12 +23,17 @@ class Command(JsonCommand):
         parser.add_argument(
             "--operator", default="", metavar="USER", help="whose lost+found (default: the first)"
         )
+        parser.add_argument("--broker", default="", metavar="NAME", help="look through this broker alone")
         parser.add_argument("--dry-run", action="store_true", help="only count")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        broker = Broker.objects.filter(name=options["broker"]).first()
+        if options["broker"] and broker is None:
+            raise CommandError(f"there is no broker {options['broker']!r}")
         try:
-            report = rebuild.bring_back(
-                rebuild.Report(),
+            report = brokers.bring_back(
+                broker.pk if broker else None,
+                Who(),
                 operator=options["operator"],
                 dry_run=options["dry_run"],
                 tell=lambda words: self.stderr.write(words),

@@ -42,6 +42,8 @@ class Command(JsonCommand):
             words += (
                 f"\n{strays.orphans} unknown objects on {strays.brokers} brokers, {strays.deleted} deleted"
             )
+            if strays.needed:
+                words += f"\n{strays.needed} of them are last copies of files: see manage.py adopt"
         if report.locked:
             words += f"\nNOTHING IS DELETED: {report.locked}. See manage.py epoch_confirm --dry-run"
         self.report(options, data, words)

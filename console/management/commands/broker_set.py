@@ -16,12 +16,14 @@ from brokers.management.arguments import (
 )
 from brokers.models import Broker
 from brokers.present import as_dict, as_line
-from brokers.services import set_enabled, update_broker, write_marker
+from console import brokers
+from console.operations import Who
 
 
 class Command(JsonCommand):
     help = (
-        "Change what is given; options and secrets that are left out stay. They must lead to the same place."
+        "Change what is given; options and secrets that are left out stay. They must lead to the same place. "
+        "Audited."
     )
 
     def add_options(self, parser: CommandParser) -> None:
@@ -34,6 +36,7 @@ class Command(JsonCommand):
         enabled = parser.add_mutually_exclusive_group()
         enabled.add_argument("--enable", action="store_const", const=True, dest="enabled")
         enabled.add_argument("--disable", action="store_const", const=False, dest="enabled")
+        parser.add_argument("--dry-run", action="store_true", help="only check that it could be changed so")
         parser.add_argument(
             "--write-marker",
             action="store_true",
@@ -46,18 +49,20 @@ class Command(JsonCommand):
             raise CommandError(f"there is no broker {options['name']!r}")
         given = read_options(options)
         try:
-            broker = update_broker(
+            broker = brokers.update(
                 broker.pk,
+                Who(),
+                dry_run=options["dry_run"],
                 name=options["rename"],
                 domain=options["domain"],
                 weight=options["weight"],
                 options=given or None,
                 allowed=read_limits(options),
             )
-            if options["write_marker"]:
-                broker = write_marker(broker.pk)
-            if options["enabled"] is not None:
-                broker = set_enabled(broker.pk, options["enabled"])
+            if options["write_marker"] and not options["dry_run"]:
+                broker = brokers.write_marker(broker.pk, Who())
+            if options["enabled"] is not None and not options["dry_run"]:
+                broker = brokers.set_enabled(broker.pk, options["enabled"], Who())
         except BrokerError as error:
             raise CommandError(f"{error.code}: {error}") from None
         self.report(options, as_dict(broker), as_line(broker))
