@@ -146,7 +146,7 @@ class PointSerializer(serializers.Serializer[Any]):
     span = serializers.IntegerField()
     calls = serializers.IntegerField()
     failures = serializers.IntegerField()
-    errors = serializers.DictField(child=serializers.IntegerField())
+    errors = serializers.DictField(child=serializers.IntegerField())  # type: ignore[assignment]
     bytes_up = serializers.IntegerField()
     bytes_down = serializers.IntegerField()
     used = serializers.IntegerField(allow_null=True)
