@@ -2,7 +2,10 @@
 
 import os
 
+from brokers.drivers import dropbox_client
 from brokers.drivers.mega_client import Account
 from cloudstore.settings import *  # noqa: F403
+from tests.servers.fake_dropbox import session_to
 
 Account.endpoint = os.environ["TEST_MEGA_ENDPOINT"]
+dropbox_client.new_session = session_to(os.environ["TEST_DROPBOX_URL"])

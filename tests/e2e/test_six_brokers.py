@@ -21,6 +21,7 @@ import pytest
 
 from tests.e2e.ledger import MIB, Client, Ledger, at_rest, findings, noise, until
 from tests.servers.azurite_server import ACCOUNT_KEY, AzureServer, azurite
+from tests.servers.fake_dropbox import FakeDropbox
 from tests.servers.fake_gcs import GcsServer, fake_gcs
 from tests.servers.fake_mega import EMAIL, GIBIBYTE, PASSWORD, FakeMega
 from tests.servers.product import Product
@@ -34,7 +35,7 @@ FILES = 100
 COPIES = 3
 # How many files each of two users uploads meanwhile, at most.
 UPLOADS = 30
-# What brokers with a known size have free; the local one's weight makes up for its disk.
+# What each broker with a known size has; the local one by the operator's cap.
 SPACE = 20 * GIBIBYTE
 NEAR = 0.10
 AZURE = "storages.backends.azure_storage.AzureStorage"
@@ -46,6 +47,7 @@ class Providers:
     gcs: GcsServer
     azure: AzureServer
     mega: FakeMega
+    dropbox: FakeDropbox
 
     def arguments(self, kind: str, place: str) -> list[str]:
         """What `broker_add` needs for a new and empty place of this kind."""
@@ -63,6 +65,9 @@ class Providers:
             options = {"class_path": AZURE, "class_options": json.dumps(container)}
             connection = self.azure.connection_string(key=ACCOUNT_KEY)
             secrets = {"class_secrets": json.dumps({"connection_string": connection})}
+        elif kind == "dropbox":
+            options = self.dropbox.options(folder=place)
+            secrets = {name: options.pop(name) for name in ("app_secret", "refresh_token")}
         elif kind == "mega":
             options, secrets = {"email": EMAIL, "folder": place}, {"password": PASSWORD}
         told = [f"--option={name}={value}" for name, value in options.items()]
@@ -76,8 +81,9 @@ class Providers:
 
 @pytest.fixture
 def providers(seaweedfs: S3Server, fake_gcs: GcsServer, azurite: AzureServer) -> Iterator[Providers]:
-    with FakeMega(total=SPACE).running() as mega:
-        yield Providers(seaweedfs, fake_gcs, azurite, mega)
+    with FakeMega(total=SPACE).running() as mega, FakeDropbox().running() as dropbox:
+        dropbox.total = SPACE
+        yield Providers(seaweedfs, fake_gcs, azurite, mega, dropbox)
 
 
 @pytest.fixture
@@ -85,6 +91,7 @@ def running(providers: Providers) -> Iterator[Product]:
     product = Product(
         DJANGO_SETTINGS_MODULE="tests.e2e.six_settings",
         TEST_MEGA_ENDPOINT=providers.mega.endpoint,
+        TEST_DROPBOX_URL=providers.dropbox.url,
         CLOUDSTORE_SWEEP_INTERVAL="1",
         CLOUDSTORE_REBALANCE_RATE="1000000000",
     )
@@ -101,10 +108,9 @@ def place_of(kind: str) -> str:
 def replicate_everywhere(product: Product, providers: Providers) -> None:
     """Six brokers, each with a domain of its own; one of the two that `make run` makes goes."""
     product.manage("broker_remove", "Local B")
-    for kind in ("s3", "gcs", "azure", "mega"):
+    for kind in ("s3", "gcs", "azure", "mega", "dropbox"):
         product.manage("broker_add", kind, *providers.arguments(kind, place_of(kind)))
-    (local,) = (b for b in product.manage_json("broker_list") if b["name"] == "Local A")
-    product.manage("broker_set", "Local A", f"--weight={SPACE / local['available']:.6f}")
+    product.manage("broker_set", "Local A", f"--capacity-limit={SPACE}")
     product.manage("policy", "--copies", str(COPIES))
 
 
@@ -181,7 +187,7 @@ def parts(product: Product) -> dict[str, tuple[float, float]]:
     }
     known = brokers(product)
     room = {
-        name: known[name]["available"] + held if known[name]["available"] is not None else None
+        name: known[name]["room"] + held if known[name]["room"] is not None else None
         for name, held in shares.items()
     }
     typical = median(value for value in room.values() if value is not None)
