@@ -190,7 +190,7 @@ def test_a_chosen_orphan_goes_and_is_audited(a: Broker, root: User, api: Api, cl
     assert [o["refused"] for o in again] == ["not_seen_twice"]
 
 
-def test_what_is_in_use_is_refused(a: Broker, root: User, api: Api, clock: VirtualClock) -> None:
+def test_d12_what_is_in_use_is_refused(a: Broker, root: User, api: Api, clock: VirtualClock) -> None:
     """Reliability D12: whatever the operator chooses, no referenced object goes."""
     seen_twice(clock)
     replica = Replica.objects.get(broker=a)
