@@ -11,6 +11,8 @@ import pytest
 
 from cloudstore.config import BASE_DIR
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 def processes_with(text: str) -> list[str]:
     """The command lines that contain `text`."""

@@ -13,6 +13,8 @@ import pytest
 
 from bench import client
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 DATA = bytes(range(256)) * 1024
 
 

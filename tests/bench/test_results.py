@@ -8,6 +8,8 @@ from bench import results
 from bench.__main__ import parse
 from bench.results import BEGIN, END, Recorder, medians, percentile, replace_between, targets
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 def recorded(**rates: float) -> Recorder:
     """A recorder with one upload run of each peer; `_` in a name stands for `-`."""

@@ -23,6 +23,8 @@ from brokers.errors import (
 from brokers.layers.adapt import Adapt, FiveMethods, as_broker_error, as_stored_file
 from brokers.layers.call import Call
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 def adapt(**methods: object) -> Adapt:
     driver = MemoryBroker({"space": "adapt"})

@@ -11,7 +11,11 @@ from brokers.models import Broker, Health
 from brokers.services import add_broker
 from tests.brokers.secretive import CANARY, register
 
-pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.brokers.admin_urls")]
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.brokers.admin_urls"),
+    pytest.mark.only_on("sqlite"),
+]
 ADD = "/admin/brokers/broker/add/"
 
 

@@ -23,6 +23,8 @@ from brokers.testing.faulty import FaultyBroker
 from tests.brokers.readme_broker import CustomBroker, NamesOnly
 from tests.servers.seaweedfs import SECRET_KEY
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 @pytest.fixture
 def memory() -> Callable[[], OpenBroker]:

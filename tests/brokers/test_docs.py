@@ -15,6 +15,8 @@ from brokers.services import add_broker
 from brokers.testing import conformance
 from brokers.testing.conformance import Conformance
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 PAGE = (Path(__file__).parents[2] / "docs/brokers.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 

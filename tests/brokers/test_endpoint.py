@@ -20,6 +20,8 @@ from tests.brokers.fault_table import CALLS
 from tests.servers.azurite_server import AzureServer
 from tests.servers.faults import Answer, FaultServer
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 ALWAYS = [
     "169.254.169.254",
     "fe80::1",

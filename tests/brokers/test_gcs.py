@@ -42,6 +42,8 @@ from tests.servers.fake_gcs import CANARY, MAIL, fake_gcs, hashes, service_key  
 from tests.servers.faults import Answer, FaultServer
 from tests.servers.s3proxy import S3Proxy
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 @pytest.fixture(scope="module")
 def _one_server() -> Iterator[FaultServer]:

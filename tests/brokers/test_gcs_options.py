@@ -9,6 +9,8 @@ import pytest
 from brokers.services import InvalidOptions, check_options
 from tests.servers.fake_gcs import service_key  # noqa: F401
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 @pytest.mark.parametrize(
     ("change", "field"),

@@ -35,6 +35,8 @@ from brokers.open import CONCURRENCY, SPARE_THREADS, OpenBroker
 from brokers.testing.faulty import FaultyBroker
 from tests.brokers.conftest import SHORT
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 SHORT_LIMITS = {name: Limit(SHORT, SHORT) for name in LIMITS}
 
 

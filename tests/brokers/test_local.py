@@ -24,6 +24,8 @@ from brokers.errors import (
 from brokers.models import Health
 from brokers.services import InvalidOptions, add_broker, check_options
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 KEY = "cs/ab/" + "ab" * 16
 
 

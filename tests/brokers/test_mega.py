@@ -24,6 +24,8 @@ from brokers.testing.conformance import Conformance
 from tests.brokers.mega_place import logged_out_fixture, mega_fixture, one_mega_fixture  # noqa: F401
 from tests.servers.fake_mega import BIN, EMAIL, PASSWORD, ROOT, FakeMega
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 OPTIONS = {"email": EMAIL, "password": PASSWORD, "folder": "Cloud/Store"}
 # Around the ends of blocks and chunks; mega.py itself fails with 0 and with a last chunk of 16 bytes or fewer.
 SIZES = [0, 1, 15, 16, 17, 131_071, 131_072, 131_073, 131_088, 131_089, 393_216, 393_217, 2_000_000]

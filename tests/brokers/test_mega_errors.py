@@ -34,6 +34,8 @@ from tests.kit.clock import VirtualClock
 from tests.servers.fake_mega import EMAIL, PASSWORD, FakeMega, MegaCall
 from tests.servers.faults import Answer, FaultServer
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 OPTIONS = {"email": EMAIL, "password": PASSWORD, "folder": "CloudStore"}
 NAME = "cs/ab/x"
 

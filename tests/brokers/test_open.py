@@ -18,7 +18,7 @@ from brokers.services import add_broker
 from brokers.testing.faulty import FaultyBroker
 from tests.brokers.readme_broker import CustomBroker
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.only_on("sqlite")]
 
 
 class Closing(MemoryBroker):

@@ -37,6 +37,8 @@ from tests.brokers.fault_table import FaultTable
 from tests.servers.faults import Answer, FaultServer
 from tests.servers.seaweedfs import SECRET_KEY
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 @pytest.fixture(scope="module")
 def _one_server() -> Iterator[FaultServer]:

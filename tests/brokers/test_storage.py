@@ -31,6 +31,8 @@ from tests.servers.faults import Answer, FaultServer
 from tests.servers.s3proxy import S3Proxy
 from tests.servers.sftp import PASSWORD, sftp  # noqa: F401
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 AZURE = "storages.backends.azure_storage.AzureStorage"
 
 

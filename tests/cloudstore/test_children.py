@@ -14,6 +14,8 @@ import pytest
 from cloudstore.children import Child, kill_group
 from cloudstore.config import BASE_DIR
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 def ended(child: Child) -> str:
     deadline = time.monotonic() + 10

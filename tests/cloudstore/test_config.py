@@ -15,6 +15,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from cloudstore.config import BASE_DIR, PLAIN_SOCKET_PATH, Config, parse_master_keys, queue_socket
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 KEY = base64.b64encode(b"k" * 32).decode()
 
 

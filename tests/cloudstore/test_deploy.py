@@ -13,6 +13,8 @@ import pytest
 from cloudstore.config import BASE_DIR
 from tests.servers.product import product_variables
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 KEY = "1:" + "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
 
 

@@ -16,6 +16,8 @@ from cloudstore.celery import HintTask
 from cloudstore.celery import app as product_app
 from tests.servers.valkey import ValkeyServer
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 def hint() -> None:
     """Does nothing."""

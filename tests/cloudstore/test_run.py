@@ -17,7 +17,7 @@ import pytest
 from cloudstore.config import BASE_DIR, queue_socket
 from tests.servers.product import Product
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.only_on("sqlite")]
 NAMES = {"web", "worker", "beat", "queue"}
 
 
@@ -52,6 +52,7 @@ def answers(product: Product) -> bool:
         return False
 
 
+@pytest.mark.only_on("sqlite", "postgresql")
 def test_first_and_second_start(idle: Product) -> None:
     idle.start()
     assert answers(idle)

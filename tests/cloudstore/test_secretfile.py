@@ -13,6 +13,8 @@ from django.core.exceptions import ImproperlyConfigured
 from cloudstore.config import BASE_DIR
 from cloudstore.secretfile import ensure
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 @pytest.fixture(autouse=True)
 def no_secrets_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ import pytest
 from tests.kit import counters
 from tests.machine import machine, soak
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 SUMS = {
     soak.STEPS: 12_345,
     counters.FAULTS: 6_789,

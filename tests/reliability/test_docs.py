@@ -10,6 +10,8 @@ import pytest
 
 from cloudstore.config import BASE_DIR
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 NUMBERS = [f"A{n}" for n in range(1, 22)] + [f"B{n}" for n in range(1, 26)] + [f"D{n}" for n in range(1, 14)]
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 

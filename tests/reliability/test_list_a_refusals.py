@@ -28,7 +28,7 @@ from tests.servers.s3proxy import Rule, S3Call, S3Proxy
 from tests.servers.seaweedfs import S3Server
 from vfs.models import Node
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.only_on("sqlite")]
 State = Replica.State
 
 

@@ -11,6 +11,8 @@ import pytest
 from replication import digest, memory
 from replication.digest import Digest
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 @pytest.fixture(autouse=True)
 def _nothing_idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

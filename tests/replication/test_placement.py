@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from replication.models import Replica
 from replication.placement import Copy, Doom, Have, Plan, Target, Verify, choose, plan
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 S = Replica.State
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 GB = 1_000_000_000

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from replication import balance
 from replication.balance import Held, Load
 from replication.models import Replica
 from replication.placement import Copy, Doom, Have, Plan, Stay, Target, Verify, choose, plan
+
+pytestmark = pytest.mark.only_on("sqlite")
 
 S = Replica.State
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

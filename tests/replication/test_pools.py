@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from brokers.models import Broker
 from replication import transfer
+
+pytestmark = pytest.mark.only_on("sqlite")
 
 
 def test_pools_of_brokers_that_are_gone_end() -> None:

@@ -26,6 +26,8 @@ from replication.seal import (
     sealed_size,
 )
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 KEY = b"k" * 32
 CONTENT = uuid.UUID(int=7)
 

@@ -13,7 +13,7 @@ import requests
 
 from tests.servers.product import Product
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.only_on("sqlite")]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from vfs.api.multipart import Multipart, boundary_of
 from vfs.api.problems import Refused
 from vfs.models import Node, Upload
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 B = "boundary-123"
 
 

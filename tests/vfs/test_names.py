@@ -10,6 +10,8 @@ import pytest
 from vfs.errors import InvalidName
 from vfs.names import join_path, name_key, sort_key, split_path, validate_name
 
+pytestmark = pytest.mark.only_on("sqlite")
+
 BAD = {
     "empty": "",
     "dot": ".",
