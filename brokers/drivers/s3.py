@@ -10,15 +10,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from django import forms
-
 from brokers import endpoint
 from brokers.driver import MAX_OBJECT_SIZE, CloudBroker, StorageInfo, StoredFile
+from brokers.drivers.s3_options import S3Options, endpoint_of, provider_of, region_of, style_of
 from brokers.errors import (
     BrokerError,
     ClockSkewed,
@@ -111,28 +111,6 @@ _STATUS: dict[int, type[BrokerError]] = {
 }
 
 
-class S3Options(forms.Form):
-    bucket = forms.CharField(max_length=255)
-    endpoint_url = forms.CharField(
-        required=False, max_length=300, label="Endpoint URL", help_text="Empty for Amazon."
-    )
-    region = forms.CharField(required=False, max_length=100)
-    access_key = forms.CharField(max_length=200)
-    secret_key = forms.CharField(max_length=200, widget=forms.PasswordInput)
-    addressing_style = forms.ChoiceField(
-        choices=[("auto", "auto"), ("path", "path"), ("virtual", "virtual host")], initial="auto"
-    )
-    prefix = forms.CharField(  # type: ignore[assignment]
-        required=False, max_length=200, help_text="Folder inside the bucket; empty for the whole bucket."
-    )
-
-    def clean_endpoint_url(self) -> str:
-        return endpoint.clean_endpoint(str(self.cleaned_data["endpoint_url"]), "https://s3.example.com")
-
-    def clean_prefix(self) -> str:
-        return endpoint.clean_prefix(str(self.cleaned_data["prefix"]))
-
-
 class S3Broker(CloudBroker):
     slug = "s3"
     label = "S3-compatible bucket"
@@ -151,12 +129,13 @@ class S3Broker(CloudBroker):
             secret_key=self.options["secret_key"],
             security_token=None,
             session_profile=None,
-            endpoint_url=self.options.get("endpoint_url") or None,
-            region_name=self.options.get("region") or "us-east-1",
+            endpoint_url=endpoint_of(self.options),
+            region_name=region_of(self.options),
             client_config=Config(
                 signature_version="s3v4",
-                s3={"addressing_style": self.options.get("addressing_style") or "auto"},
-                # Many providers refuse the checksums that newer SDKs add; ours are in Content-MD5 and SHA-256.
+                s3={"addressing_style": style_of(self.options)},
+                # Many providers refuse the checksums that newer SDKs add; ours are in Content-MD5 and SHA-256, and
+                # in a header of `_put_arguments` where the provider is known to take it.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 connect_timeout=CONNECT_SECONDS,
@@ -170,6 +149,7 @@ class S3Broker(CloudBroker):
         endpoint.guard_botocore(self._client)
         self._client.meta.events.register_last("before-parameter-build.s3", _stay_here)
         self._bucket = storage.bucket_name
+        self._checksums = provider_of(self.options).checksums
         prefix = str(self.options.get("prefix") or "")
         self._prefix = f"{prefix}/" if prefix else ""
 
@@ -185,8 +165,21 @@ class S3Broker(CloudBroker):
                 ContentLength=len(file_data),
                 ContentMD5=base64.b64encode(digest).decode("ascii"),
                 ContentType="application/octet-stream",
+                **self._put_arguments(file_data),
             )
         return filename
+
+    def _put_arguments(self, file_data: bytes) -> dict[str, str]:
+        found = {
+            "StorageClass": self.options.get("storage_class"),
+            "ServerSideEncryption": self.options.get("encryption"),
+            "SSEKMSKeyId": self.options.get("kms_key"),
+        }
+        if self._checksums:  # the provider keeps it with the object, whatever becomes of its ETag
+            found["ChecksumCRC32"] = base64.b64encode(zlib.crc32(file_data).to_bytes(4, "big")).decode(
+                "ascii"
+            )
+        return {name: str(value) for name, value in found.items() if value}
 
     def download_file(self, storage_path: str, start: int = 0, length: int | None = None) -> bytes:
         arguments = {}

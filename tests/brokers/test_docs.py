@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from brokers import registry
+from brokers.drivers.s3_options import PROVIDERS
 from brokers.open import OpenBroker
 from brokers.services import add_broker
 from brokers.testing import conformance
@@ -18,6 +19,7 @@ from brokers.testing.conformance import Conformance
 pytestmark = pytest.mark.only_on("sqlite")
 
 PAGE = (Path(__file__).parents[2] / "docs/brokers.md").read_text()
+FOLDER = Path(__file__).parents[2] / "docs/brokers"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -59,6 +61,24 @@ def test_every_shipped_driver_and_option_is_described():
             fields = registry.get(slug).form.base_fields
             shown = [name for name, field in fields.items() if not field.widget.is_hidden]
             assert not [name for name in shown if f"`{name}`" not in PAGE]
+            own = (FOLDER / f"{slug}.md").read_text()
+            assert f"(brokers/{slug}.md)" in PAGE
+            assert not [name for name in shown if f"`{name}`" not in own]
+            assert "cost" in own.lower() and "limits" in own.lower()
+
+
+def test_the_table_of_s3_providers_is_what_is_known_of_them():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (FOLDER / "s3.md").read_text(), re.MULTILINE)
+    shown = {slug: row.split(" | ") for slug, row in rows if slug in {*PROVIDERS, "other"}}
+    assert set(shown) == {*PROVIDERS, "other"}
+    for slug, kind in PROVIDERS.items():
+        address, style, checksums, classes, encryption = shown[slug]
+        where = kind.endpoint.removeprefix("https://").format(region="REGION")
+        assert address == (f"`{where}`" if where else "you give it")
+        assert style == {"path": "path", "virtual": "virtual host"}[kind.style]
+        assert checksums == ("yes" if kind.checksums else "no")
+        assert re.findall(r"`([^`]+)`", classes) == list(kind.storage_classes or [])
+        assert re.findall(r"`([^`]+)`", encryption) == list(kind.encryption or [])
 
 
 def test_the_table_of_deviations_is_that_of_the_drivers():

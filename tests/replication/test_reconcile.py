@@ -109,7 +109,7 @@ def test_scrub_finds_what_nobody_reads(three: list[Broker], how: str, clock: Vir
     data = os.urandom(1000)
     content = store(data)
     damage(replicas(content)[1], how)
-    clock.advance(days=5)
+    clock.advance(days=9)
     report = scrub.scrub()
     assert (report.replicas, report.lost) == (2, 1)
     rest()
