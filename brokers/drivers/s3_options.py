@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from django import forms
 
@@ -17,6 +17,9 @@ from brokers import endpoint
 
 # A read of these waits for hours, so that no copy on them can be served, verified or repaired from.
 ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+
+Style = Literal["auto", "path", "virtual"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Provider:
     endpoint: str = ""
     example: str = "https://s3.example.com"
     region: str = "us-east-1"
-    style: str = "path"
+    style: Style = "path"
     checksums: bool = False
     storage_classes: tuple[str, ...] | None = None
     encryption: tuple[str, ...] | None = None
@@ -99,9 +102,9 @@ def endpoint_of(options: Mapping[str, Any]) -> str | None:
     return given or known or None
 
 
-def style_of(options: Mapping[str, Any]) -> str:
+def style_of(options: Mapping[str, Any]) -> Style:
     """How buckets are addressed: "path", "virtual", or "auto" for the SDK's choice."""
-    given = str(options.get("addressing_style") or "auto")
+    given = cast("Style", options.get("addressing_style") or "auto")
     return provider_of(options).style if given == "auto" else given
 
 
