@@ -120,19 +120,27 @@ class Conformance:
         self._prefix = f"cs-check/{entropy.token_hex(8)}/"
         self._stored: dict[str, None] = {}
         self._lock = threading.Lock()
+        self.left: list[str] = []
 
     def run(self) -> list[Check]:
-        """Run every check, whatever the others say."""
-        return [self.run_one(name) for name in names()]
+        """Run every check, whatever the others say. At the end, also of an interrupted run, everything below the
+        suite's prefix is removed; `left` says what could not be."""
+        try:
+            return [self.run_one(name) for name in names()]
+        finally:
+            self._sweep()
 
     def run_one(self, name: str) -> Check:
         """Run one check and remove what it stored. Never raises for what the driver does."""
         began = clock.monotonic()
         self._broker = self._connect()
         reason = declared(self._broker._driver).get(name, "")
-        check = self._outcome(name)
-        left = self._clean_up()
-        self._broker.retire()
+        left = 0
+        try:
+            check = self._outcome(name)
+        finally:
+            left = self._clean_up()
+            self._broker.retire()
         if reason and not check.skipped:
             check = replace(check, ok=not check.ok, deviation=reason)
             if not check.ok:
@@ -164,6 +172,20 @@ class Conformance:
         with self._lock:
             self._stored[locator] = None
         return locator
+
+    def _sweep(self) -> None:
+        """What the checks do not know of: a put may have stored and then failed."""
+        broker = self._connect()
+        try:
+            self.left = list(self._stored)
+            with suppress(BrokerError):
+                self.left = [found.path for found in broker.list(self._prefix)]
+            for locator in list(self.left):
+                with suppress(BrokerError):
+                    broker.delete(locator)
+                    self.left.remove(locator)
+        finally:
+            broker.retire()
 
     def _clean_up(self) -> int:
         for locator in list(self._stored):

@@ -176,6 +176,50 @@ def test_a_versioned_bucket_keeps_nothing_that_was_deleted(s3_versioned, seaweed
     opened.delete("cs/ab/twice-as-long")
 
 
+def below_its_prefix(driver: CloudBroker) -> list[str]:
+    return [found.path for found in driver.list_files("cs-check/")]
+
+
+def test_nothing_is_left_by_a_run_that_is_interrupted(clock, monkeypatch):
+    driver = MemoryBroker({"space": "interrupted"})
+    suite = Conformance(lambda: OpenBroker(MemoryBroker({"space": "interrupted"})))
+
+    def interrupted(self) -> None:
+        self._put(b"x")
+        assert below_its_prefix(driver)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conformance, "check_ranges", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run()
+    assert not below_its_prefix(driver) and suite.left == []
+
+
+class StoresAndFails(MemoryBroker):
+    """Its answers to writes get lost."""
+
+    def upload_file(self, file_data: bytes, filename: str) -> str:
+        super().upload_file(file_data, filename)
+        raise Unavailable("the answer was lost")
+
+
+class KeepsThem(StoresAndFails):
+    def delete_file(self, storage_path: str) -> None:
+        raise Unavailable("not now")
+
+
+def test_what_was_stored_although_the_put_failed_goes_as_well(clock):
+    suite = Conformance(lambda: OpenBroker(StoresAndFails({"space": "lost-answers"})), largest=100_000)
+    assert not all(check.ok for check in suite.run())
+    assert not below_its_prefix(MemoryBroker({"space": "lost-answers"})) and suite.left == []
+
+
+def test_what_cannot_be_removed_is_told(clock):
+    suite = Conformance(lambda: OpenBroker(KeepsThem({"space": "kept"})), largest=100_000)
+    suite.run()
+    assert suite.left and sorted(suite.left) == sorted(below_its_prefix(MemoryBroker({"space": "kept"})))
+
+
 Break = Callable[[FaultyBroker], object]
 BREAKS: dict[str, tuple[Break, set[str]]] = {
     "bits": (

@@ -32,12 +32,14 @@ class Command(JsonCommand):
         if broker is None:
             raise CommandError(f"there is no broker {options['name']!r}")
         broker = health.poll(broker.pk)
-        checks = []
+        checks, left = [], []
         # Nothing is written to a place that is not surely the broker's own.
         if not options["poll_only"] and broker.enabled and broker.health == Health.ONLINE:
             try:
                 secrets = tuple(credentials.open_secrets(broker).values())
-                checks = Conformance(lambda: connect(broker), secrets=secrets).run()
+                suite = Conformance(lambda: connect(broker), secrets=secrets)
+                checks = suite.run()
+                left = suite.left
             except (BrokerError, KeyringError) as error:
                 raise CommandError(str(error)) from None
         words = [as_line(broker) + (f": {broker.health_detail}" if broker.health_detail else "")]
@@ -47,10 +49,13 @@ class Command(JsonCommand):
             )
             why = check.detail if not check.deviation or not check.ok else f"declared: {check.deviation}"
             words.append(f"{mark} {check.name} ({check.seconds:.2f} s) {why}".rstrip())
-        result = {"broker": as_dict(broker), "checks": [asdict(check) for check in checks]}
+        words += [f"left there: {locator}" for locator in left]
+        result = {"broker": as_dict(broker), "checks": [asdict(check) for check in checks], "left": left}
         self.report(options, result, "\n".join(words))
         failed = [check.name for check in checks if not check.ok]
         if failed:
             raise CommandError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
+        if left:
+            raise CommandError(f"{len(left)} objects of the suite could not be removed")
         if not broker.enabled or broker.health != Health.ONLINE:
             raise CommandError(f"{broker.name} is {'disabled' if not broker.enabled else broker.health}")
