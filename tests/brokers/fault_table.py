@@ -58,6 +58,8 @@ FAULTS: dict[str, Kinds] = {
     "garbage": Unavailable,
     "short": Unavailable,
 }
+# Where an answer has no body that matters it cannot be short.
+PAIRS = [(f, c) for f in FAULTS for c in CALLS if f != "short" or c in ("get", "range")]
 RETRY_AFTER = 7
 
 
@@ -83,15 +85,12 @@ class FaultTable:
             return Answer(special=fault)
         return self.say(int(fault), {"Retry-After": str(RETRY_AFTER)} if fault == "429" else {})
 
-    @pytest.mark.parametrize("call", CALLS)
-    @pytest.mark.parametrize("fault", FAULTS)
+    @pytest.mark.parametrize(("fault", "call"), PAIRS)
     def test_a_fault_has_its_name(self, server, broker, fault, call):
         if call in self.silent:
             CALLS[call](broker)
             assert not server.requests
             return
-        if fault == "short" and call not in ("get", "range"):
-            pytest.skip("an answer without a body that matters")
         server.answers = [self.answer(fault)]
         expected = self.differs.get((fault, call), self.differs.get(fault, FAULTS[fault]))
         try:

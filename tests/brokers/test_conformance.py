@@ -264,7 +264,12 @@ def test_the_suite_sees_a_secret_that_is_printed():
 
 
 def test_every_driver_call_has_a_limit():
-    operations = {n for n in vars(OpenBroker) if not n.startswith("_")} - {"latency", "hanging", "retire"}
+    operations = {n for n in vars(OpenBroker) if not n.startswith("_")} - {
+        "latency",
+        "hanging",
+        "retire",
+        "refuse_until",
+    }
     assert operations <= set(LIMITS)
     assert issubclass(MemoryBroker, CloudBroker) and open_module.CONCURRENCY > 0
 

@@ -224,7 +224,7 @@ def test_the_command_adds_a_broker(dropbox, monkeypatch):
 def test_the_command_gives_a_broker_a_new_token(dropbox, bare, monkeypatch):
     monkeypatch.setenv("CLOUDSTORE_SECRET_APP_SECRET", APP_SECRET)
     shown = run(monkeypatch, Terminal(dropbox), "--broker", "Bare", "--app-key", APP_KEY)
-    assert shown.startswith("Bare: dropbox, domain dropbox, online")
+    assert shown.startswith("Bare: dropbox, domain dropbox, up")
     assert TOKEN.match(credentials.open_secrets(Broker.objects.get())["refresh_token"])
 
 

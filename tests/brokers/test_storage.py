@@ -78,8 +78,8 @@ def sftp_place(sftp):  # noqa: F811
 
 @pytest.fixture
 def sftp_below(sftp):  # noqa: F811
-    (sftp.folder / "drive").mkdir(exist_ok=True)
-    return lambda: OpenBroker(construct({**sftp.options("drive"), "folder": "some/where"}))
+    (sftp.folder / "below").mkdir(exist_ok=True)
+    return lambda: OpenBroker(construct({**sftp.options("below"), "folder": "some/where"}))
 
 
 @pytest.mark.slow
@@ -218,13 +218,13 @@ def test_an_sftp_folder_from_adding_to_losing_it(sftp):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_stale_temporary_files_go(sftp, sftp_place):  # noqa: F811
+def test_stale_temporary_files_go(sftp):  # noqa: F811
     import os
 
-    broker = construct(sftp.options("drive"))
+    folder = sftp.folder / "stale/cs-tmp"
+    folder.mkdir(parents=True)
+    broker = construct(sftp.options("stale"))
     broker.prepare()
-    folder = sftp.folder / "drive/cs-tmp"
-    folder.mkdir(exist_ok=True)
     for name, age in (("old", 7200), ("young", 0)):
         (folder / name).write_bytes(b"part")
         changed = (folder / name).stat().st_mtime - age

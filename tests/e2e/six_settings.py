@@ -8,4 +8,4 @@ from cloudstore.settings import *  # noqa: F403
 from tests.servers.fake_dropbox import session_to
 
 Account.endpoint = os.environ["TEST_MEGA_ENDPOINT"]
-dropbox_client.new_session = session_to(os.environ["TEST_DROPBOX_URL"])
+dropbox_client.new_session = session_to(lambda: os.environ["TEST_DROPBOX_URL"])

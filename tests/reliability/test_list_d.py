@@ -16,7 +16,7 @@ from brokers import health
 from brokers.errors import Unavailable
 from brokers.health import poll
 from brokers.models import Broker
-from brokers.services import add_broker, set_enabled
+from brokers.services import add_broker, set_enabled, update_broker
 from brokers.testing.faulty import FaultyBroker
 from console import operations
 from console.operations import Who
@@ -192,12 +192,12 @@ def test_d4_a_forced_removal_says_what_is_lost_and_keeps_its_rows(
 def test_d5_a_drain_whose_target_fills_stays_and_goes_on_later(
     memory_places: Places, clock: VirtualClock, drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in ((placement, "HEADROOM"), (health, "FULL_BELOW"), (health, "FULL_UNTIL")):
-        monkeypatch.setattr(module, name, 0)
+    monkeypatch.setattr(health, "FULL_MARGIN", 0)
     a, b = memory_places.add("a"), memory_places.add("b")
     for number in range(4):
         drive.keep(f"file {number}", os.urandom(50_000))
     small = memory_places.add("c", capacity=120_000)
+    update_broker(small.pk, allowed={"reserve": 0})
     operations.begin_drain(a.pk, Who())
     settle(clock, rounds=3)
     a.refresh_from_db()

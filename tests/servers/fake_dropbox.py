@@ -152,7 +152,7 @@ class FakeDropbox(FaultServer):
 
     def take_over(self, monkeypatch: Any) -> None:
         """Send what goes to Dropbox's hosts here, below the SDK and its session."""
-        monkeypatch.setattr(dropbox_client, "new_session", session_to(self.url))
+        monkeypatch.setattr(dropbox_client, "new_session", session_to(lambda: self.url))
 
     def options(self, **more: str) -> dict[str, str]:
         return {"app_key": APP_KEY, "app_secret": APP_SECRET, "refresh_token": REFRESH_TOKEN, **more}
@@ -429,13 +429,13 @@ class FakeDropbox(FaultServer):
         return Counter(call.token for call in self.calls if call.token)
 
 
-def session_to(url: str) -> Callable[[], Any]:
+def session_to(url: Callable[[], str]) -> Callable[[], Any]:
     """What makes the SDK's sessions, each sent to a server on this machine."""
     new_session = dropbox_client.new_session
 
     def session() -> Any:
         made = new_session()
-        made.mount("https://", _ToHere(url))
+        made.mount("https://", _ToHere(url()))
         return made
 
     return session
