@@ -110,7 +110,11 @@ class Matrix:
         return wrong
 
 
-@pytest.mark.parametrize("how", list(How))
+# An effect that fails for ever meets the same code on either database, and a third of the time is much.
+HOW = [pytest.param(h, marks=pytest.mark.only_on("sqlite")) if h is How.FOR_EVER else h for h in How]
+
+
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("when", list(When))
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_effect(world: World, name: str, when: When, how: How) -> None:

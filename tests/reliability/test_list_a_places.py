@@ -71,6 +71,7 @@ def thousand(monkeypatch: pytest.MonkeyPatch, three: list[Broker], drive: Drive)
     return rows
 
 
+@pytest.mark.only_on("sqlite")
 def test_a7_a_thousand_missing_at_once_are_an_incident(
     three: list[Broker], thousand: list[Replica], memory_places: Places, clock: VirtualClock, drive: Drive,
     expect_log: Callable[..., None],

@@ -54,6 +54,7 @@ def refuse_objects(driver: FaultyBroker) -> None:
     driver.download_file = refusing  # type: ignore[method-assign]
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_thousand_refused_at_once_are_an_outage(
     three: list[Broker],
     clock: VirtualClock,
