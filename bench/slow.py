@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from bench import results
@@ -41,10 +42,10 @@ class CloudStoreOnThree(CloudStore):
         fresh.write_text(str(seconds))
         fresh.replace(path)
 
-    def reads(self) -> int:
-        """How often any of the three was read since the start."""
-        counts = [self.place(broker).with_suffix(".reads") for broker in BROKERS]
-        return sum(path.stat().st_size for path in counts if path.exists())
+    def reads(self) -> Counter[str]:
+        """How often each of the three was read since the start."""
+        counts = {broker: self.place(broker).with_suffix(".reads") for broker in BROKERS}
+        return Counter({broker: path.stat().st_size for broker, path in counts.items() if path.exists()})
 
 
 def slow(bench: Bench) -> None:
@@ -63,7 +64,7 @@ def slow(bench: Bench) -> None:
 
 
 def measure(bench: Bench, peer: CloudStoreOnThree, name: str, number: int) -> None:
-    def read(count: int, seed: int) -> tuple[list[float], int]:
+    def read(count: int, seed: int) -> tuple[list[float], Counter[str]]:
         before = peer.reads()
         found = bench.client(
             peer, "ranges", ask=peer.get("big"), name=name, file=str(bench.source), size=bench.plan.size,
@@ -74,12 +75,14 @@ def measure(bench: Bench, peer: CloudStoreOnThree, name: str, number: int) -> No
     count = bench.plan.ranges * TIMES
     read(WARM_UP, 1000 + number)
     healthy, reads_healthy = read(count, number)
-    peer.delay("a", SECONDS)
+    # The one that serves most of the reads: of another less would be noticed.
+    favourite = max(reads_healthy, key=lambda broker: reads_healthy[broker])
+    peer.delay(favourite, SECONDS)
     try:
         worst, _reads = read(WARM_UP, 2000 + number)
         slow_times, reads_slow = read(count, number)
     finally:
-        peer.delay("a", 0.0)
+        peer.delay(favourite, 0.0)
     for state, times in (("healthy", healthy), ("slow", slow_times)):
         for percent in (50, 99):
             value = results.percentile(times, percent) * 1000
@@ -87,4 +90,4 @@ def measure(bench: Bench, peer: CloudStoreOnThree, name: str, number: int) -> No
     bench.recorder.add("slow", peer.name, "worst_while_warming_ms", max(worst) * 1000)
     ratio = results.percentile(slow_times, 99) / results.percentile(healthy, 99)
     bench.recorder.add("slow", peer.name, "p99_ratio", ratio)
-    bench.recorder.add("slow", peer.name, "more_requests", reads_slow / reads_healthy - 1)
+    bench.recorder.add("slow", peer.name, "more_requests", reads_slow.total() / reads_healthy.total() - 1)
