@@ -27,6 +27,7 @@ class GoogleCloudOptions(forms.Form):
             ("none", "none (an emulator)"),
         ],
         initial="key",
+        help_text="Who asks: an account of your own for this, or what this machine is.",
     )
     service_account_key = forms.CharField(
         required=False,

@@ -51,7 +51,12 @@ class MegaOptions(forms.Form):
         label="E-mail address",
         help_text="Of an account that is used for nothing else and has no second factor.",
     )
-    password = forms.CharField(max_length=200, strip=False, widget=forms.PasswordInput)
+    password = forms.CharField(
+        max_length=200,
+        strip=False,
+        widget=forms.PasswordInput,
+        help_text="The account's own; accounts with a second factor cannot be used.",
+    )
     folder = forms.CharField(
         max_length=200,
         initial="CloudStore",

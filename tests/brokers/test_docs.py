@@ -59,6 +59,7 @@ def test_every_shipped_driver_and_option_is_described():
         assert f"### {slug}" in PAGE
         if slug not in registry.HIDDEN:
             fields = registry.get(slug).form.base_fields
+            assert not [name for name, field in fields.items() if not field.help_text]
             shown = [name for name, field in fields.items() if not field.widget.is_hidden]
             assert not [name for name in shown if f"`{name}`" not in PAGE]
             own = (FOLDER / f"{slug}.md").read_text()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from io import StringIO
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 
 from brokers import services
 from brokers.health import poll
@@ -236,6 +238,15 @@ def test_a_batch_waits_for_the_one_before_and_for_the_rate(
     assert rebalance.step() == 0
     clock.advance(seconds=6)
     assert rebalance.step() == 2
+
+
+def test_the_command_works_until_load_is_even(uneven: list[Broker], clock: VirtualClock) -> None:
+    told = StringIO()
+    call_command("rebalance", "--wait", stdout=StringIO(), stderr=told)
+    outlook = rebalance.look()
+    assert (outlook.running, outlook.balanced, outlook.moves) == (False, True, 0)
+    assert "load is even" in told.getvalue()
+    assert {copies(content) for content in Content.objects.all()} == {2}
 
 
 def test_a_stopped_rebalance_leaves_no_mark_and_every_copy(uneven: list[Broker], clock: VirtualClock) -> None:

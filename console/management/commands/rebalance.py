@@ -6,17 +6,21 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from brokers import clock
 from brokers.commands import JsonCommand
 from console import operations
 from console.operations import Who
-from replication import rebalance
+from replication import collect, rebalance, reconcile
 from replication.rebalance import Outlook
+
+PAUSE = 2.0
 
 
 class Command(JsonCommand):
     help = (
         "Move copies until each broker's load is in proportion to its free space and weight. The workers do it in "
-        "batches, no faster than CLOUDSTORE_REBALANCE_RATE, and stop by themselves. May be interrupted."
+        "batches, no faster than CLOUDSTORE_REBALANCE_RATE, and stop by themselves; --wait works here until then. May "
+        "be interrupted."
     )
 
     def add_options(self, parser: CommandParser) -> None:
@@ -24,6 +28,7 @@ class Command(JsonCommand):
         what.add_argument("--dry-run", action="store_true", help="only say what would move")
         what.add_argument("--status", action="store_true", help="only say how far it is")
         what.add_argument("--stop", action="store_true", help="end it where it is")
+        what.add_argument("--wait", action="store_true", help="move and delete here, and tell the progress")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["dry_run"] or options["status"]:
@@ -32,7 +37,18 @@ class Command(JsonCommand):
             outlook = operations.stop_rebalance(Who())
         else:
             outlook = operations.begin_rebalance(Who())
+            if options["wait"]:
+                outlook = self._wait(outlook)
         self.report(options, outlook, words_of(outlook))
+
+    def _wait(self, outlook: Outlook) -> Outlook:
+        """Work until it has ended. Between two batches, and while a broker is away, it waits."""
+        while outlook.running:
+            if not (reconcile.sweep(seconds=10).actions or collect.collect().objects):
+                clock.sleep(PAUSE)
+            outlook = rebalance.look()
+            self.stderr.write(words_of(outlook))
+        return outlook
 
 
 def words_of(outlook: Outlook) -> str:
