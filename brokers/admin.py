@@ -83,10 +83,10 @@ class BrokerAdmin(admin.ModelAdmin):
         options = [OPTION + name for name in registry.get(slug).form.base_fields]
         own = ["name", "domain", "weight"]
         sets: list[Any] = [(None, {"fields": ["driver", *own, "enabled"] if obj else [*own, "adopt"]})]
-        sets.append(("Limits", {"fields": list(limits.FIELDS)}))
         if options:
             more = {"fields": options, "description": dropbox_admin.link(slug, obj)}
             sets.append((f"Options of {registry.get(slug).label}", more))
+        sets.append(("Limits", {"fields": list(limits.FIELDS)}))
         if obj:
             sets.append(("Health", {"fields": SHOWN}))
         return sets

@@ -98,6 +98,7 @@ class GoogleCloudBroker(CloudBroker):
     label = "Google Cloud Storage"
     OptionsForm = GoogleCloudOptions
     secret_options = frozenset({"service_account_key"})
+    list_page = 1000
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
@@ -184,7 +185,7 @@ class GoogleCloudBroker(CloudBroker):
 
     def list_files(self, path: str = "") -> Iterator[StoredFile]:
         with self._errors():
-            for page in self._pages(prefix=self._prefix + path, fields=LISTING):
+            for page in self._pages(prefix=self._prefix + path, fields=LISTING, page_size=self.list_page):
                 for blob in page:
                     name = str(blob.name).removeprefix(self._prefix)
                     if name and not name.endswith("/"):  # a "folder" that some tool has made

@@ -84,7 +84,7 @@ PROVIDERS: Mapping[str, Provider] = {
     ),
 }
 # What rows have that were made before there were providers, and what suits most that are not in the list.
-OTHER = Provider("another", style="auto")
+OTHER = Provider("another provider", style="auto")
 
 
 def provider_of(options: Mapping[str, Any]) -> Provider:

@@ -4,6 +4,7 @@ the class or of one that it inherits from: deadlines, no retries of their own, c
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +68,7 @@ def _start_sftp(storage: Any) -> None:
         **storage.params,
     }
     storage._connect = partial(_connect_sftp, storage)
+    storage._mkdir = partial(_mkdir_below, storage, storage._mkdir)
     storage.sftp.get_channel().settimeout(ANSWER_SECONDS)
 
 
@@ -95,6 +97,15 @@ def _connect_sftp(storage: Any) -> None:
         **{**storage.params, "port": port, "sock": open_socket(storage.host, port, CONNECT_SECONDS)},
     )
     storage._sftp = client.open_sftp()
+
+
+def _mkdir_below(storage: Any, mkdir: Callable[[str], None], path: str) -> None:
+    """The class makes every folder that is missing, also the root: it would fill the empty folder where a disk is
+    not mounted."""
+    root = posixpath.normpath(storage.root_path) if storage.root_path else ""
+    if root and f"{root}/".startswith(f"{posixpath.normpath(path)}/"):
+        raise FileNotFoundError(root)
+    mkdir(path)
 
 
 def _replace_sftp(storage: Any, source: str, target: str) -> None:

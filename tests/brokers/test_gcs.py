@@ -435,8 +435,10 @@ def test_the_contract(fake_gcs, service_key, bucket, name):  # noqa: F811
     more = {"prefix": "some/where"} if bucket == "versioned" else {}
     connect = _connect(fake_gcs, bucket, **{**more, "credentials": "key", "service_account_key": service_key})
     secrets = (CANARY, MAIL, json.loads(service_key)["private_key"][100:200])
-    check = Conformance(connect, secrets=secrets).run_one(name)
+    gone = GoogleCloudBroker(fake_gcs.options("never-made"))
+    check = Conformance(connect, secrets=secrets, vanished=lambda: OpenBroker(gone)).run_one(name)
     assert check.ok, check.detail
+    assert not check.skipped, check.detail
 
 
 def test_an_upload_whose_answer_was_lost_can_be_repeated(fake_gcs):  # noqa: F811
