@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -110,12 +111,15 @@ class Matrix:
         return wrong
 
 
-# An effect that fails for ever meets the same code on either database, and a third of the time is much.
-HOW = [pytest.param(h, marks=pytest.mark.only_on("sqlite")) if h is How.FOR_EVER else h for h in How]
+def _fault(when: When, how: How) -> Any:
+    """On PostgreSQL two sorts are left out, for a third of the time is much: what fails for ever meets the same code on
+    either database, and a process that dies before an effect leaves what one that died after the effect before it
+    has left."""
+    once = how is How.ONCE or (how, when) == (How.DEATH, When.AFTER)
+    return pytest.param(when, how, marks=() if once else pytest.mark.only_on("sqlite"))
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("when", list(When))
+@pytest.mark.parametrize(("when", "how"), [_fault(when, how) for when in When for how in How])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_effect(world: World, name: str, when: When, how: How) -> None:
     matrix = Matrix(world, OPERATIONS[name])
