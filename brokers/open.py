@@ -137,6 +137,10 @@ class OpenBroker:
         """Calls that run at this moment, the ones that nobody waits for any more among them."""
         return self._deadline.workers.busy
 
+    def settle(self, seconds: float) -> bool:
+        """Wait for the calls that nobody waits for any more, at most so long: -> whether all have ended."""
+        return self._deadline.workers.settle(seconds)
+
     def retire(self) -> None:
         """Close as soon as no call is running. Idempotent."""
         with self._lock:

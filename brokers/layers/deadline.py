@@ -34,6 +34,7 @@ class Workers:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
         self._busy = 0
@@ -92,6 +93,15 @@ class Workers:
     def _done(self) -> None:
         with self._lock:
             self._busy -= 1
+            if not self._busy:
+                self._idle.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until no thread works, for at most so long: -> whether none does."""
+        if self._pid != os.getpid():
+            return True  # a parent's threads are not here
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._busy, seconds)
 
     def close(self) -> None:
         """Let idle threads end; busy ones end after their call."""

@@ -269,6 +269,7 @@ def test_every_driver_call_has_a_limit():
         "hanging",
         "retire",
         "refuse_until",
+        "settle",
     }
     assert operations <= set(LIMITS)
     assert issubclass(MemoryBroker, CloudBroker) and open_module.CONCURRENCY > 0

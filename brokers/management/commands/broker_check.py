@@ -38,8 +38,14 @@ class Command(JsonCommand):
             try:
                 secrets = tuple(credentials.open_secrets(broker).values())
                 suite = Conformance(lambda: connect(broker), secrets=secrets)
-                checks = suite.run()
-                left = suite.left
+                try:
+                    checks = suite.run()
+                finally:
+                    left = suite.left
+            except KeyboardInterrupt:
+                for locator in left:
+                    self.stderr.write(f"left there: {locator}")
+                raise
             except (BrokerError, KeyringError) as error:
                 raise CommandError(str(error)) from None
         words = [as_line(broker) + (f": {broker.health_detail}" if broker.health_detail else "")]
