@@ -126,6 +126,7 @@ def blocks(total: int) -> Iterator[bytes]:
         yield block[: min(MIB, total - number)]
 
 
+@pytest.mark.only_on("sqlite")
 def test_two_gib_up_and_down(running: Product, client: Client) -> None:
     total = 2 * 1024 * MIB
     client.put("warm-up.bin", b"x" * 3_000_000)
@@ -193,6 +194,7 @@ def assert_nothing_left(running: Product, client: Client, before: set[Path], use
     assert findings(running) == []
 
 
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize("how", ["client", "server"])
 def test_an_upload_killed_half_way_leaves_nothing(running: Product, client: Client, how: str) -> None:
     running.manage("collect", "--now")
@@ -220,6 +222,7 @@ def health(product: Product, name: str) -> str:
     return next(str(row["health"]) for row in rows if row["name"] == name)
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_broker_goes_away_and_comes_back(running: Product, client: Client) -> None:
     data = os.urandom(20 * MIB)
     client.put("stays.bin", data)

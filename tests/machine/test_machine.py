@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.db import connection
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -14,7 +15,7 @@ from tests.machine.machine import Machine
 
 CI = settings(
     derandomize=True,
-    max_examples=30,
+    max_examples=30 if connection.vendor == "sqlite" else 15,
     stateful_step_count=50,
     deadline=None,
     database=None,
